@@ -1,0 +1,1 @@
+"""Core: values, errors, files and settings that every layer may use. Imports nothing of this product but itself."""

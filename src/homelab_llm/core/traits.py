@@ -1,0 +1,23 @@
+"""Worker traits: how a worker's HTTP server behaves, told by the engine, used by whoever speaks to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTraits:
+    """What a client of a worker must know. Every worker serves OpenAI's paths on a Unix socket.
+
+    ``pooled``: connections may be kept and used again (our own workers; llama.cpp's fail every second time).
+    ``notices_abort``: it sees a closed connection in prefill and for replies that are not streamed; where
+    it does not (llama.cpp), every request is sent as a stream with progress and put together here.
+    ``progress``: it sends ``prompt_progress`` events when asked with ``return_progress``.
+    ``json_schema`` / ``tools``: it enforces a JSON Schema while sampling / a forced tool call through it.
+    """
+
+    pooled: bool
+    notices_abort: bool
+    progress: bool
+    json_schema: bool
+    tools: bool

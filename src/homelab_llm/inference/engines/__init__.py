@@ -1,0 +1,1 @@
+"""Engines: what runs which model and how to start it. Data only."""

@@ -1,0 +1,93 @@
+"""The engine seam: data only. An engine says what it runs, what that needs, and how to start it; it starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.traits import WorkerTraits
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether an engine runs a model here; ``reason`` and ``hint`` (a command) say why not, or warn.
+
+    ``warning`` is said aloud where the engine runs the model, but worse than this machine could (B-11).
+    """
+
+    ok: bool
+    reason: str = ""
+    hint: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the operator chose. 0 means the engine's own choice for this model and machine.
+
+    ``context_tokens`` is per request; ``parallel`` is how many requests run in the worker at once.
+    """
+
+    context_tokens: int = 0
+    parallel: int = 4
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory a worker will take, in bytes: weights, KV cache at full context × parallel, and the rest."""
+
+    weights_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """How to start one worker: absolute ``argv``, extra ``env``, and what it will be.
+
+    ``prepare``, when not empty, is an argv the worker host runs to its end before ``argv`` (a conversion into
+    ``HOME/derived``; it must be idempotent and publish atomically). Either program may print progress as lines
+    ``@progress {"stage": "convert", "done": 0.25}``; everything else it prints is its log.
+    The engine is ready when ``GET ready_path`` on the socket answers 200.
+    """
+
+    engine: str
+    model: StoredModel
+    argv: tuple[str, ...]
+    parallel: int
+    context_tokens: int
+    traits: WorkerTraits
+    prepare: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    ready_path: str = "/health"
+
+
+class Engine(Protocol):
+    """One inference engine. Pure: looks at facts and at what is installed, touches no process and no model file."""
+
+    @property
+    def name(self) -> str: ...
+
+    def supports(self, facts: ModelFacts) -> Support:
+        """Whether this engine, as installed here, runs such a model."""
+        ...
+
+    def estimate(self, facts: ModelFacts, options: EngineOptions) -> Footprint:
+        """Memory the worker would take with these options."""
+        ...
+
+    def plan(self, model: StoredModel, options: EngineOptions, socket: Path, derived: Path) -> LaunchPlan:
+        """How to serve ``model`` on the Unix socket ``socket``; ``derived`` is the folder for conversions.
+
+        Raises:
+            EngineUnavailable: ``supports`` said no.
+        """
+        ...

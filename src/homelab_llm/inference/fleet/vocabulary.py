@@ -1,0 +1,195 @@
+"""The scheduler's words: events in, effects out. Plain values; no clock, no I/O.
+
+Every time is a monotonic second given by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from homelab_llm.core.errors import HomelabError
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A model as the scheduler sees it: ``key`` (its manifest digest and options), memory and request slots."""
+
+    key: str
+    name: str
+    footprint_bytes: int
+    parallel: int
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request wants a lease. ``keep_alive_s``: None = default, negative = for ever, 0 = unload right after.
+
+    ``priority``: smaller is sooner (0 interactive, 10 batch). ``preload`` asks for the model only: it is
+    granted, and its lease ended by the caller at once, when the model is loaded.
+    """
+
+    request_id: str
+    demand: Demand
+    keep_alive_s: float | None = None
+    priority: int = 0
+    preload: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client of a waiting or running request went away."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnd:
+    """A granted request ended; ``tokens`` generated, for the drain rate."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """A worker tells how far its load is; ``done`` is 0 to 1."""
+
+    worker_id: str
+    stage: str
+    done: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The worker answers; ``footprint_bytes`` is measured, 0 when unknown."""
+
+    worker_id: str
+    footprint_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The worker ended or gave no answer while loading."""
+
+    worker_id: str
+    error: HomelabError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """The worker's processes are proven dead; ``error`` is None when it was asked to end."""
+
+    worker_id: str
+    error: HomelabError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A worker of an earlier daemon passed its proof and serves ``demand``."""
+
+    worker_id: str
+    demand: Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The budget now: what all workers together may take, in bytes."""
+
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasChange:
+    """``alias`` shall serve ``demand`` (None: nothing); flipped when that model is loaded."""
+
+    alias: str
+    demand: Demand | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """The operator wants the model gone: new requests wait for a new worker, running ones end first.
+
+    ``force`` ends running ones with an error.
+    """
+
+    key: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; the loop sends one at the moment ``next_wake_s`` asked for."""
+
+
+Event = (
+    Submit | Cancel | LeaseEnd | LoadProgress | Loaded | LoadFailed | WorkerExit | Adopted | Memory | AliasChange
+    | Unload | Tick
+)  # fmt: skip
+
+# --- effects ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a worker for ``demand``; answered by ``Loaded`` or ``LoadFailed``."""
+
+    worker_id: str
+    demand: Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """No lease is left or will come: end the worker in order (TERM, then KILL)."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the worker at once."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The request may use the worker."""
+
+    request_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request ends with this error."""
+
+    request_id: str
+    error: HomelabError
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """``alias`` points to this worker from now on."""
+
+    alias: str
+    worker_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Something people may want to see: ``queued``, ``loading``, ``loaded``, ``evicted``, ``unloaded``, ``refused``."""
+
+    kind: Literal["queued", "loading", "loaded", "evicted", "unloaded", "refused", "failed"]
+    model: str
+    text: str = ""
+    done: float = 0.0
+    request_id: str = ""
+
+
+Effect = Start | Drain | Kill | Grant | Refuse | Flip | Notify

@@ -1,0 +1,1 @@
+"""Inference kit: the words of inference as pure functions: requests, tool calls, schemas."""

