@@ -9,7 +9,11 @@ from typing import Any, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
+
+__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped"]
+__all__ += ["Shaper", "Wait"]
 
 
 class Catalogue(Protocol):
@@ -85,17 +89,6 @@ class Fleet(Protocol):
     def status(self) -> dict[str, Any]:
         """Plain JSON for ``ps`` and ``status``: budget, workers (model, engine, state, memory, leases), queue."""
         ...
-
-
-@dataclass(slots=True)
-class Shaped:
-    """A request body as the worker must get it, and what to undo in the reply.
-
-    ``forced_tool`` is set when the answer's text is the call's arguments and must leave as ``tool_calls``.
-    """
-
-    body: dict[str, Any]
-    forced_tools: tuple[str, ...] = ()
 
 
 class Shaper(Protocol):
