@@ -139,6 +139,7 @@ def load_settings(
         for (section, key), (value, origin) in layer.items():
             merged.setdefault(section, {})[key] = value
             origins[section, key] = origin
+            origins.setdefault((section, ""), origin)
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
