@@ -11,6 +11,7 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
+from homelab_llm.core.waits import Wait as Wait
 
 __all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped"]
 __all__ += ["Shaper", "Wait"]
@@ -54,15 +55,6 @@ class Lease(Protocol):
     async def failure(self) -> HomelabError:
         """Why the worker broke off: waits (bounded, < 1 s) for the typed reason of its death."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Where a waiting request stands, for progress: ``stage`` is queued, loading, convert, ready."""
-
-    stage: str
-    done: float = 0.0
-    place: int = 0
 
 
 class Fleet(Protocol):
