@@ -11,9 +11,9 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
-from homelab_llm.core.waits import Wait as Wait
+from homelab_llm.core.waits import Wait
 
-__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped"]
+__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped", "Wait"]
 __all__ += ["Shaper", "Wait"]
 
 
