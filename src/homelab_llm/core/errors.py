@@ -17,7 +17,7 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     │                                WorkerStalled  EngineReplyInvalid
     ├── TransferError                SourceUnavailable  DigestMismatch
     ├── DaemonUnavailable  DeadlineExceeded  Cancelled
-    └── InternalError
+    └── InternalError                StoreDamaged
 """
 
 from __future__ import annotations
@@ -340,6 +340,12 @@ class InternalError(HomelabError):
     """A defect of this product; the log has the details under the request id."""
 
     code = "internal_error"
+
+
+class StoreDamaged(InternalError):
+    """A file of the store was lost or changed by something else; facts: ``file``. Nothing was overwritten."""
+
+    code = "store_damaged"
 
 
 def error_classes() -> list[type[HomelabError]]:
