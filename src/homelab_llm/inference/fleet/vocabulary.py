@@ -41,14 +41,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The client of a waiting or running request went away."""
+    """The client of a waiting request went away. A running one keeps its slot until its ``LeaseEnd``."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """A granted request ended; ``tokens`` generated, for the drain rate."""
+    """A granted request ended, however it ended; harmless when its worker is already gone."""
 
     request_id: str
 
@@ -68,6 +68,14 @@ class Loaded:
 
     worker_id: str
     footprint_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A serving worker was measured again; only a larger footprint than the known one counts (caches grow)."""
+
+    worker_id: str
+    footprint_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,8 @@ class AliasChange:
 class Unload:
     """The operator wants the model gone: new requests wait for a new worker, running ones end first.
 
-    ``force`` ends running ones with an error.
+    ``force`` ends running ones with an error and refuses those that wait. A load under way is called off in
+    either case, and what waits for it is refused.
     """
 
     key: str
@@ -126,9 +135,11 @@ class Tick:
 
 
 Event = (
-    Submit | Cancel | LeaseEnd | LoadProgress | Loaded | LoadFailed | WorkerExit | Adopted | Memory | AliasChange
-    | Unload | Tick
+    Submit | Cancel | LeaseEnd | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
+    | AliasChange | Unload | Tick
 )  # fmt: skip
+
+NotifyKind = Literal["queued", "loading", "loaded", "evicted", "unloaded", "refused", "failed"]
 
 # --- effects ------------------------------------------------------------------------------------------------
 
@@ -183,9 +194,12 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Something people may want to see: ``queued``, ``loading``, ``loaded``, ``evicted``, ``unloaded``, ``refused``."""
+    """Something people may want to see; never sent for a request that is granted at once.
 
-    kind: Literal["queued", "loading", "loaded", "evicted", "unloaded", "refused", "failed"]
+    ``text`` is for people: the stage of a load, the place in a queue, the reason of an end.
+    """
+
+    kind: NotifyKind
     model: str
     text: str = ""
     done: float = 0.0

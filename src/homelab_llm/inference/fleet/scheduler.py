@@ -1,0 +1,419 @@
+"""The scheduler: which request gets which worker, what is loaded, and what must go. Pure: no clock, no I/O, no await.
+
+Events in, effects out (``vocabulary``); the caller carries the effects out and tells what came of them. Records and
+moves are in ``ledger`` and ``state``, decisions over memory in ``eviction``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.waits import Wait
+from homelab_llm.inference.fleet import refusals
+from homelab_llm.inference.fleet.eviction import Resident, Want, evictions_for, make_room
+from homelab_llm.inference.fleet.ledger import Ledger
+from homelab_llm.inference.fleet.state import Limits, ModelQueue, QueueView, Worker, WorkerView
+from homelab_llm.inference.fleet.vocabulary import (
+    Adopted,
+    AliasChange,
+    Cancel,
+    Effect,
+    Event,
+    LeaseEnd,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Measured,
+    Memory,
+    Start,
+    Submit,
+    Tick,
+    Unload,
+    WorkerExit,
+)
+
+
+class Scheduler:
+    """The state of one machine's fleet.
+
+    Args:
+        budget_bytes: what all workers together may take.
+        new_id: makes a worker id that is not in use.
+    """
+
+    def __init__(self, budget_bytes: int, new_id: Callable[[], str], limits: Limits | None = None) -> None:
+        self._book = Ledger(budget_bytes, limits or Limits())
+        self._new_id = new_id
+        self._handlers: dict[type, Callable[..., None]] = {
+            Submit: self._submit,
+            Cancel: self._cancel,
+            LeaseEnd: self._lease_end,
+            LoadProgress: self._load_progress,
+            Loaded: self._loaded,
+            Measured: self._measured,
+            LoadFailed: self._load_failed,
+            WorkerExit: self._worker_exit,
+            Adopted: self._adopted,
+            Memory: self._memory,
+            AliasChange: self._alias_change,
+            Unload: self._unload,
+            Tick: self._tick,
+        }
+
+    def step(self, event: Event, now_s: float) -> list[Effect]:
+        """Take one event and say what to do. O(1) for a request of a loaded model with a free slot and for its end.
+
+        A worker::
+
+            state     event                                          → state     effects
+            (none)    a request, and its memory is free              → loading   Start
+            (none)    Adopted                                        → ready     Grant up to parallel, Flip
+            loading   Loaded                                         → ready     Grant up to parallel, Flip
+            loading   LoadFailed                                     → ending    Refuse all that wait
+            loading   Unload; nobody waits and others need room      → ending    Drain (Kill when forced), Refuse
+            ready     Submit, LeaseEnd with a free slot              → ready     Grant, the most urgent first
+            ready     an overdue model needs its memory              → held      none: no new grants
+            held      the overdue model is served or withdrawn       → ready     Grant
+            held      last LeaseEnd                                  → ending    Drain
+            ready     idle: keep-alive over, evicted, memory shrank  → ending    Drain
+            ready     Unload while leases run                        → retiring  none: no new grants
+            ready     Unload while idle; forced                      → ending    Drain; Kill
+            retiring  last LeaseEnd                                  → ending    Drain
+            (any)     WorkerExit                                     → (none)    memory is free; Start for who waits
+
+        A request::
+
+            Submit   → granted at once | waiting | refused (QueueFull, InsufficientMemory, the error of a load
+                       that keeps failing)
+            waiting  → granted | refused (LoadFailed, DeadlineExceeded, InsufficientMemory, Cancelled) | withdrawn
+            granted  → LeaseEnd; the death of its worker does not end it here
+
+        A preload is granted as soon as the model is loaded and takes no slot.
+
+        Args:
+            now_s: monotonic; an earlier value than before counts as the one before.
+
+        Raises:
+            ValueError: a ``Submit`` with the id of a request that has not ended.
+        """
+        book = self._book
+        book.now_s = max(book.now_s, now_s)
+        self._handlers[type(event)](event)
+        if book.unsettled:
+            self._settle()
+        out, book.out = book.out, []
+        return out
+
+    def next_wake_s(self) -> float | None:
+        """When to send a ``Tick`` at the latest; it may be early, never late. None: time alone changes nothing."""
+        return None if self._book.wake_s == math.inf else self._book.wake_s
+
+    # --- views ----------------------------------------------------------------------------------------------
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._book.budget_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory of all workers whose death is not proven."""
+        return self._book.reserved_bytes
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, over all models."""
+        return len(self._book.waiting)
+
+    def workers(self) -> list[WorkerView]:
+        """Every worker, oldest first."""
+        return [worker.view(self._book.now_s) for worker in self._book.workers.values()]
+
+    def queues(self) -> list[QueueView]:
+        """Models that are waited for and have no worker, the most urgent first."""
+        hungry = sorted(self._book.hungry.values(), key=ModelQueue.rank)
+        return [QueueView(queue.demand, queue.length, queue.hungry_since_s or 0.0) for queue in hungry]
+
+    def wait(self, request_id: str) -> Wait | None:
+        """Where a waiting request stands; None when it does not wait."""
+        waiting = self._book.waiting.get(request_id)
+        if waiting is None:
+            return None
+        place = waiting.queue.place(waiting)
+        worker = waiting.queue.worker
+        if worker is not None and worker.state == "loading":
+            return Wait(worker.stage, worker.done, place)
+        return Wait("queued", 0.0, place)
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def _submit(self, event: Submit) -> None:
+        book = self._book
+        if event.request_id in book.leases or event.request_id in book.waiting:
+            raise ValueError(f"request {event.request_id} has not ended")
+        queue = book.queues.get(event.demand.key)
+        if queue is None:
+            queue = book.queues[event.demand.key] = ModelQueue(event.demand)
+        worker = queue.worker
+        if worker is not None and event.preload and worker.state == "ready":
+            book.grant_preload(worker, event)
+            if worker.leases == 0:
+                book.idle(worker)
+        elif worker is not None and not event.preload and worker.open:
+            book.grant(worker, event)
+        else:
+            self._wait_or_refuse(queue, event)
+
+    def _wait_or_refuse(self, queue: ModelQueue, event: Submit) -> None:
+        error = self._refusal(queue)
+        if error is not None:
+            self._book.refuse(event, error)
+            return
+        waiting = self._book.enqueue(queue, event)
+        self._book.notify("queued", queue, f"place {queue.place(waiting)}", request_id=event.request_id)
+
+    def _refusal(self, queue: ModelQueue) -> HomelabError | None:
+        book = self._book
+        if queue.worker is None:
+            if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
+                return self._too_large(queue)
+            if queue.last_error is not None and book.now_s < queue.retry_at_s:
+                return refusals.again(queue.last_error, retry_after_s=math.ceil(queue.retry_at_s - book.now_s))
+        if queue.length >= book.limits.queue_limit:
+            wait_s = queue.wait_s(queue.length + 1, book.now_s)
+            return refusals.queue_full(queue.demand.name, queue.length, wait_s)
+        return None
+
+    def _too_large(self, queue: ModelQueue) -> HomelabError:
+        book = self._book
+        needed_bytes = queue.needed_bytes(book.budget_bytes)
+        free_bytes = max(0, book.budget_bytes - book.reserved_bytes)
+        return refusals.too_large(queue.demand.name, needed_bytes, free_bytes, book.budget_bytes)
+
+    def _cancel(self, event: Cancel) -> None:
+        waiting = self._book.waiting.get(event.request_id)
+        if waiting is not None:
+            self._book.withdraw(waiting)
+
+    def _lease_end(self, event: LeaseEnd) -> None:
+        book = self._book
+        worker, since_s = book.leases.pop(event.request_id, (None, 0.0))
+        if worker is None or worker.state == "gone":
+            return
+        worker.queue.served(book.now_s - since_s)
+        worker.leases -= 1
+        worker.last_used_s = book.now_s
+        if worker.queue.length:
+            book.grant_waiting(worker)
+        if worker.leases == 0:
+            book.idle(worker)
+
+    # --- workers --------------------------------------------------------------------------------------------
+
+    def _load_progress(self, event: LoadProgress) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is not None and worker.state == "loading":
+            worker.stage, worker.done = event.stage, event.done
+            self._book.notify("loading", worker.queue, event.stage, done=event.done)
+
+    def _loaded(self, event: Loaded) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is None or worker.state != "loading":
+            return
+        queue = worker.queue
+        queue.failures, queue.last_error = 0, None
+        queue.load_s = self._book.now_s - worker.started_s
+        if event.footprint_bytes:
+            self._book.reserve(worker, event.footprint_bytes)
+        self._serve(worker)
+
+    def _serve(self, worker: Worker) -> None:
+        """A worker became ready: those who wait for it come first."""
+        book = self._book
+        worker.state, worker.stage, worker.done = "ready", "ready", 1.0
+        worker.ready_s = worker.last_used_s = book.now_s
+        book.notify("loaded", worker.queue, done=1.0)
+        book.out.extend(book.aliases.ready(worker.demand.key, worker.worker_id))
+        for waiting in worker.queue.take_preloads():
+            del book.waiting[waiting.request.request_id]
+            book.grant_preload(worker, waiting.request)
+        book.grant_waiting(worker)
+        if worker.leases == 0:
+            book.idle(worker)
+        book.unsettled = True
+
+    def _measured(self, event: Measured) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is not None and worker.state != "loading" and event.footprint_bytes > worker.reserved_bytes:
+            self._book.reserve(worker, event.footprint_bytes)
+
+    def _load_failed(self, event: LoadFailed) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is not None and worker.state == "loading":
+            worker.state = "ending"  # its exit follows, and only then its memory is free
+            self._fail(worker.queue, event.error)
+
+    def _fail(self, queue: ModelQueue, error: HomelabError) -> None:
+        book, limits = self._book, self._book.limits
+        queue.worker = None
+        queue.failures += 1
+        queue.last_error = error
+        if queue.failures >= limits.tries:
+            doublings = min(32, queue.failures - limits.tries)
+            pause_s = min(limits.backoff_most_s, limits.backoff_s * 2.0**doublings)
+            queue.retry_at_s = book.now_s + pause_s
+            error = refusals.again(error, retry_after_s=math.ceil(pause_s))
+        book.notify("failed", queue, error.message)
+        book.refuse_waiting(queue, error)
+        book.unsettled = True
+
+    def _worker_exit(self, event: WorkerExit) -> None:
+        book = self._book
+        worker = book.workers.get(event.worker_id)
+        if worker is None:
+            return
+        queue, before = worker.queue, worker.state
+        book.remove_worker(worker)
+        if before == "loading":
+            self._fail(queue, event.error or refusals.ended_while_loading(queue.demand.name))
+        elif queue.worker is worker:
+            queue.worker = None
+            book.notify("failed", queue, event.error.message if event.error else "the worker ended")
+        else:
+            book.notify("unloaded", queue)
+        book.appetite(queue)
+
+    def _adopted(self, event: Adopted) -> None:
+        book = self._book
+        if event.worker_id in book.workers:
+            return
+        queue = book.queues.setdefault(event.demand.key, ModelQueue(event.demand))
+        worker = book.add_worker(event.worker_id, queue, event.demand, event.demand.footprint_bytes)
+        if queue.worker is not None:
+            book.end(worker, "another worker serves this model")
+            return
+        queue.worker = worker
+        book.appetite(queue)
+        self._serve(worker)
+
+    def _unload(self, event: Unload) -> None:
+        book = self._book
+        queue = book.queues.get(event.key)
+        if queue is None:
+            return
+        worker = queue.worker
+        if event.force:
+            for other in [w for w in book.workers.values() if w.queue is queue and w is not worker]:
+                book.end(other, "unloaded", kill=True)
+        if event.force or (worker is not None and worker.state == "loading"):
+            book.refuse_waiting(queue, refusals.unloaded(queue.demand.name))
+        if worker is not None and worker.leases and not event.force:
+            book.retire(worker)
+        elif worker is not None:
+            book.end(worker, "unloaded", kill=event.force)
+        book.unsettled = True
+
+    def _alias_change(self, event: AliasChange) -> None:
+        queue = self._book.queues.get(event.demand.key) if event.demand else None
+        worker = queue.worker if queue else None
+        ready = worker.worker_id if worker and worker.state == "ready" else None
+        self._book.out.extend(self._book.aliases.change(event.alias, event.demand, ready))
+
+    # --- memory and time ------------------------------------------------------------------------------------
+
+    def _memory(self, event: Memory) -> None:
+        self._book.budget_bytes = event.budget_bytes
+        self._book.unsettled = True
+
+    def _tick(self, _: Tick) -> None:
+        book = self._book
+        limit_s = book.limits.max_wait_s
+        while book.waiting:
+            waiting = next(iter(book.waiting.values()))
+            if waiting.since_s + limit_s > book.now_s:
+                break
+            place = waiting.queue.place(waiting)
+            book.withdraw(waiting)
+            book.refuse(waiting.request, refusals.waited_too_long(waiting.request.demand.name, limit_s, place))
+        for worker in list(book.workers.values()):
+            if worker.state == "ready" and worker.leases == 0 and worker.expires_s <= book.now_s:
+                book.end(worker, "idle")
+        book.wake_s = math.inf
+        if book.waiting:
+            book.wake_s = next(iter(book.waiting.values())).since_s + limit_s
+        for worker in book.workers.values():
+            if worker.state == "ready" and worker.leases == 0:
+                book.wake_s = min(book.wake_s, worker.expires_s)
+        book.unsettled = True
+
+    def _settle(self) -> None:
+        """Bring memory in order, start what can start, and know when that may change by time alone."""
+        book = self._book
+        if book.reserved_bytes > book.budget_bytes:
+            self._relieve()
+        for queue in list(book.hungry.values()):
+            if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
+                book.refuse_waiting(queue, self._too_large(queue))
+        if book.hungry:
+            self._start_hungry()
+            book.wake_s = min(book.wake_s, self._fairness_wake_s())
+        book.unsettled = False
+
+    def _relieve(self) -> None:
+        """Idle workers go, the longest unused first, until the rest is within the budget or all idle ones went.
+
+        Busy workers that will leave do not count: it is now that too much is taken.
+        """
+        workers = self._book.workers
+        residents = [
+            dataclasses.replace(resident, leaving=workers[resident.worker_id].state == "ending")
+            for resident in self._residents()
+        ]
+        victims = evictions_for(0, residents, self._book.budget_bytes)
+        if victims is None:
+            victims = [resident for resident in residents if resident.idle]
+        for victim in victims:
+            self._book.evict(self._book.workers[victim.worker_id], None)
+
+    def _start_hungry(self) -> None:
+        book = self._book
+        overdue_s = book.now_s - book.limits.fairness_s
+        wants = [
+            Want(queue.demand.key, queue.needed_bytes(book.budget_bytes), (queue.hungry_since_s or 0.0) <= overdue_s)
+            for queue in sorted(book.hungry.values(), key=ModelQueue.rank)
+        ]
+        room = make_room(wants, self._residents(), book.budget_bytes)
+        for worker_id, key in room.end:
+            book.evict(book.workers[worker_id], book.queues[key])
+        for worker_id, key in room.hold:
+            book.workers[worker_id].held_for = book.queues[key]
+        for key in room.start:
+            queue = book.queues[key]
+            needed_bytes = queue.needed_bytes(book.budget_bytes)
+            queue.worker = book.add_worker(self._new_id(), queue, queue.demand, needed_bytes)
+            book.out.append(Start(queue.worker.worker_id, queue.demand))
+            book.notify("loading", queue)
+            book.appetite(queue)
+
+    def _residents(self) -> list[Resident]:
+        fairness_s, now_s = self._book.limits.fairness_s, self._book.now_s
+        return [
+            Resident(
+                worker.worker_id,
+                worker.reserved_bytes,
+                worker.last_used_s,
+                leaving=worker.leaving,
+                idle=worker.idle,
+                turn_over=worker.turn_ends_s(fairness_s) <= now_s,
+            )
+            for worker in self._book.workers.values()
+        ]
+
+    def _fairness_wake_s(self) -> float:
+        """When the next model becomes overdue or the next turn ends."""
+        book, fairness_s = self._book, self._book.limits.fairness_s
+        times = [(queue.hungry_since_s or 0.0) + fairness_s for queue in book.hungry.values()]
+        times += [worker.turn_ends_s(fairness_s) for worker in book.workers.values()]
+        return min((time_s for time_s in times if time_s > book.now_s), default=math.inf)
