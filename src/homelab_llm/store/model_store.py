@@ -1,0 +1,306 @@
+"""The model store: names, models and their blobs on disk. Synchronous, safe across threads and processes.
+
+Reading takes no lock: the index is replaced in one step and everything it leads to is there before it.
+Every change holds the store's lock from reading the index to writing it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.errors import InvalidInput, InvalidName, ModelNotFound
+from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.failpoints import failpoint
+from homelab_llm.core.names import DEFAULT_TAG, ModelRef
+from homelab_llm.store.blobs import BlobStore
+from homelab_llm.store.file_names import check_file_names
+from homelab_llm.store.gc import PruneReport, all_blobs, free_blobs, free_leftovers, free_partials
+from homelab_llm.store.index import Entry, Index, Stamp, index_stamp, read_index, write_index
+from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, disk_full_is_typed
+from homelab_llm.store.manifests import Layer, Manifest, encode_config, encode_manifest
+from homelab_llm.store.pins import KEPT_S
+from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
+from homelab_llm.store.views import view_folder
+
+_CLOSEST = 3
+_MISSES_REMEMBERED = 256  # a client that asks for ever new wrong names costs time, not memory
+
+
+class ModelStore:
+    """The store at ``root``; nothing is created until something is written."""
+
+    def __init__(self, root: Path) -> None:
+        self._layout = Layout(root)
+        self._blobs = BlobStore(self._layout)
+        self._snapshot = Snapshot()
+        self._closest: dict[str, list[str]] = {}
+        self._reading = threading.Lock()
+
+    @property
+    def root(self) -> Path:
+        return self._layout.root
+
+    @property
+    def blobs(self) -> BlobStore:
+        return self._blobs
+
+    def stamp(self) -> Stamp:
+        """Changes whenever ``models()`` would answer something else; one system call."""
+        return index_stamp(self._layout)
+
+    def models(self) -> list[StoredModel]:
+        """All complete models, by name.
+
+        Raises:
+            StoreDamaged: the index is unreadable. A damaged model only shows in ``problems()``.
+        """
+        return list(self._current().models)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong in the store: models that are not listed because something of theirs is damaged."""
+        return list(self._current().problems)
+
+    def resolve(self, name: str) -> StoredModel:
+        """The model of a name: ``smollm2:135m``, ``smollm2`` (means ``latest``), ``smollm2@sha256:…``, ``sha256:…``.
+
+        A look-up in a dictionary when nothing changed.
+
+        Raises:
+            InvalidName, InvalidDigest: outside the grammar.
+            ModelNotFound: with the ``closest`` names; never guessed, also where only one tag exists.
+        """
+        snapshot = self._current()
+        found = snapshot.by_name.get(name)
+        if found is not None:
+            return found
+        digest = _bare_digest(name)
+        ref = ModelRef("any", digest=digest) if digest else ModelRef.parse(name)
+        for model in snapshot.models:
+            if _is_meant(model, ref, any_repository=digest is not None):
+                return model
+        raise self._missing(ref, digest)
+
+    def add(self, ref: ModelRef, files: Mapping[str, Digest], facts: ModelFacts, *, source: str) -> StoredModel:
+        """Write configuration, manifest and name of a model whose blobs are all in the store.
+
+        A name that exists is moved to the new model, in one step.
+
+        Args:
+            files: path inside the model → its blob.
+            source: where it came from, as a reference that could be pulled again; kept with the model.
+
+        Raises:
+            InvalidName: ``ref`` has a digest, or a file name is outside the grammar.
+            InvalidInput: a blob is not in the store.
+            DiskFull: nothing changed.
+        """
+        _check_new(ref)
+        check_file_names(files)
+        self._layout.ensure()
+        with self._layout.locked(), disk_full_is_typed(self.root):
+            index = read_index(self._layout)
+            layers = tuple(self._layer(name, digest) for name, digest in sorted(files.items()))
+            failpoint("store.add.checked")
+            config = encode_config(layers, facts)
+            manifest = encode_manifest(layers, config, facts, source)
+            if max(len(config), len(manifest)) > MAX_DOCUMENT_BYTES:
+                raise InvalidInput("the model's description is larger than 4 MiB", field="facts")
+            self._blobs.put_locked(config)
+            failpoint("store.add.config")
+            digest = self._blobs.put_locked(manifest)
+            failpoint("store.add.manifest")
+            self._write(index.tagged(ref, digest, len(manifest), time.time()), index)
+            self._blobs.release_locked(files.values())
+        return self.resolve(str(ref))
+
+    def import_path(
+        self, path: Path, ref: ModelRef, *, progress: Callable[[int, int], None] | None = None
+    ) -> StoredModel:
+        """Add a GGUF file (one shard stands for all) or a folder in Hugging Face's format.
+
+        Content is cloned where the file system can, hard-linked only out of a Hugging Face cache, else copied;
+        in each case it is hashed. The source is never changed.
+
+        Args:
+            progress: called with bytes done and bytes in total, both of the content to be hashed.
+
+        Raises:
+            NotRegularFile: a FIFO, device or symbolic link (other than a Hugging Face cache's).
+            BadModelFile: no model there, shards missing, or files that contradict themselves.
+            UnsafeModel: the weights are pickle files, or the model brings code.
+            DiskFull: nothing half-written is left to see.
+        """
+        from homelab_llm.store.imports import import_files
+
+        _check_new(ref)
+        files, facts = import_files(self._blobs, path, progress or (lambda _done, _total: None))
+        try:
+            return self.add(ref, files, facts, source=f"file:{path.name}")
+        except BaseException:
+            self._blobs.release(files.values())
+            raise
+
+    def copy(self, source: ModelRef, target: ModelRef) -> StoredModel:
+        """Give a model a further name; no byte is copied. A ``target`` that exists is moved.
+
+        Raises:
+            ModelNotFound: no such ``source``.
+            InvalidName: ``target`` has a digest.
+        """
+        _check_new(target)
+        self.resolve(str(source))
+        with self._layout.locked(), disk_full_is_typed(self.root):
+            index = read_index(self._layout)
+            entry = self._entries(index, source)[0]
+            assert entry.digest is not None  # noqa: S101 — it resolves
+            size = self._blobs.size_bytes(entry.digest) or 0
+            self._write(index.tagged(target, entry.digest, size, time.time()), index)
+        return self.resolve(str(target))
+
+    tag = copy
+
+    def remove(self, ref: ModelRef) -> PruneReport:
+        """Take a name away, also a damaged model's; what no other name needs is freed at once.
+
+        With a digest, all names of that repository which mean it. Whether the model is in use is the
+        caller's to know: a running worker keeps its open files.
+
+        Raises:
+            ModelNotFound: with the ``closest`` names.
+        """
+        self._layout.check()
+        if not self._layout.marker.exists():
+            raise self._missing(ref)
+        with self._layout.locked(), disk_full_is_typed(self.root):
+            index = read_index(self._layout)
+            going = self._entries(index, ref)
+            digests = [entry.digest for entry in going if entry.digest]
+            known = self._current().manifests
+            left = index.without(lambda entry: entry in going)
+            self._write(left, index)
+            failpoint("store.remove.untagged")
+            return free_blobs(self._layout, left, _contents(digests, known), time.time())
+
+    def prune(self, *, keep_partials_s: float = KEPT_S) -> PruneReport:
+        """Free every blob that no manifest needs, stale views, and unfinished downloads older than the limit.
+
+        Safe while others read, write and add: a blob that a living process has written, or holds, is kept
+        although no manifest names it yet.
+
+        Args:
+            keep_partials_s: how old a download that could be continued may be; 0 frees all that nobody writes.
+
+        Raises:
+            StoreDamaged: the index is unreadable; nothing was freed. (A damaged manifest: no blob is freed,
+                and the report's ``problems`` say which.)
+        """
+        self._layout.check()
+        if not self._layout.marker.exists():
+            return PruneReport()
+        with self._layout.locked():
+            now = time.time()
+            index = read_index(self._layout)
+            freed = free_blobs(self._layout, index, all_blobs(self._layout), now)
+            freed += free_partials(self._layout, keep_partials_s, now)
+            return freed + free_leftovers(self._layout, index)
+
+    def view(self, model: StoredModel) -> Path:
+        """A folder with the model's real file names, links into the blobs; read-only, gone with the model.
+
+        Raises:
+            ModelNotFound: it was removed meanwhile.
+        """
+        return view_folder(self._layout, model)
+
+    def _current(self) -> Snapshot:
+        snapshot = self._snapshot
+        if snapshot.stamp == index_stamp(self._layout):
+            return snapshot
+        with self._reading:
+            self._snapshot = snapshot = take_snapshot(self._layout, self._blobs, self._snapshot.manifests)
+            self._closest = {}
+            return snapshot
+
+    def _write(self, index: Index, before: Index) -> None:
+        if index is not before:
+            write_index(self._layout, index)
+
+    def _layer(self, name: str, digest: Digest) -> Layer:
+        size = self._blobs.size_bytes(digest)
+        if size is None:
+            raise InvalidInput(
+                f"the content of {name[:80]} ({digest.short}) is not in the store",
+                hint="run the same command again",
+                digest=str(digest),
+            )
+        return Layer(name, digest, size)
+
+    def _entries(self, index: Index, ref: ModelRef) -> tuple[Entry, ...]:
+        if ref.digest is None:
+            found = tuple(filter(None, [index.find(ref)]))
+        else:
+            found = tuple(e for e in index.meaning(ref.digest) if e.ref and e.ref.repository == ref.repository)
+        if not found:
+            raise self._missing(ref)
+        return found
+
+    def _missing(self, ref: ModelRef, bare: Digest | None = None) -> ModelNotFound:
+        """The error for a name that is not there; what is closest is worked out once per name and index."""
+        shown = str(bare or ref)
+        closest = self._closest.get(shown)
+        if closest is None:
+            closest = closest_names(shown, [model.name for model in self._current().models])
+            if len(self._closest) < _MISSES_REMEMBERED:
+                self._closest[shown] = closest
+        return ModelNotFound(
+            f"no model {shown} in the store" + (f"; did you mean {' or '.join(closest)}?" if closest else ""),
+            hint=f"mlxctl pull {shown}",
+            model=shown,
+            closest=closest,
+        )
+
+
+def _contents(digests: list[Digest], known: Mapping[Digest, Manifest]) -> list[Digest]:
+    """The manifests, and the blobs of those that could be read, each once."""
+    found = dict.fromkeys(digests)
+    for digest in digests:
+        if (manifest := known.get(digest)) is not None:
+            found |= dict.fromkeys([manifest.config, *(layer.digest for layer in manifest.layers)])
+    return list(found)
+
+
+def closest_names(wanted: str, names: list[str]) -> list[str]:
+    """The names most like ``wanted``, best first: other tags of the same repository, then similar spellings."""
+    from difflib import get_close_matches
+
+    repository = wanted.partition(":")[0].partition("@")[0]
+    found = [name for name in names if name.partition(":")[0] == repository]
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        for spelling in {name, name.partition(":")[0], name.rpartition("/")[2]}:
+            spellings.setdefault(spelling, []).append(name)
+    for text, cutoff in ((wanted.removesuffix(f":{DEFAULT_TAG}"), 0.6), (repository, 0.7)):
+        for spelling in get_close_matches(text, spellings, n=_CLOSEST, cutoff=cutoff):
+            found += spellings[spelling]
+    return list(dict.fromkeys(found))[:_CLOSEST]
+
+
+def _is_meant(model: StoredModel, ref: ModelRef, *, any_repository: bool) -> bool:
+    if ref.digest is None:
+        return model.name == str(ref)
+    return model.digest == ref.digest and (any_repository or model.name.rpartition(":")[0] == ref.repository)
+
+
+def _bare_digest(name: str) -> Digest | None:
+    return Digest.parse(name) if name.startswith("sha256:") and len(name) == 71 else None
+
+
+def _check_new(ref: ModelRef) -> None:
+    if ref.digest is not None or ref.repository == "sha256":
+        raise InvalidName(
+            "a new name is repository:tag, without a digest", hint=f"use {DEFAULT_TAG} or a tag of your own"
+        )
