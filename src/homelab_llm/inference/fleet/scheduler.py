@@ -1,25 +1,25 @@
 """The scheduler: which request gets which worker, what is loaded, and what must go. Pure: no clock, no I/O, no await.
 
 Events in, effects out (``vocabulary``); the caller carries the effects out and tells what came of them. Records and
-moves are in ``ledger`` and ``state``, decisions over memory in ``eviction``.
+moves are in ``ledger`` and ``state``; what is loaded and evicted is decided in ``placement`` and ``eviction``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.waits import Wait
 from homelab_llm.inference.fleet import refusals
-from homelab_llm.inference.fleet.eviction import Resident, Want, evictions_for, make_room
 from homelab_llm.inference.fleet.ledger import Ledger
+from homelab_llm.inference.fleet.placement import settle, too_large
 from homelab_llm.inference.fleet.state import Limits, ModelQueue, QueueView, Worker, WorkerView
 from homelab_llm.inference.fleet.vocabulary import (
     Adopted,
     AliasChange,
     Cancel,
+    Condemn,
     Effect,
     Event,
     LeaseEnd,
@@ -28,7 +28,6 @@ from homelab_llm.inference.fleet.vocabulary import (
     LoadProgress,
     Measured,
     Memory,
-    Start,
     Submit,
     Tick,
     Unload,
@@ -60,6 +59,7 @@ class Scheduler:
             Memory: self._memory,
             AliasChange: self._alias_change,
             Unload: self._unload,
+            Condemn: self._condemn,
             Tick: self._tick,
         }
 
@@ -80,7 +80,7 @@ class Scheduler:
             held      last LeaseEnd                                  → ending    Drain
             ready     idle: keep-alive over, evicted, memory shrank  → ending    Drain
             ready     Unload while leases run                        → retiring  none: no new grants
-            ready     Unload while idle; forced                      → ending    Drain; Kill
+            ready     Unload while idle; forced; Condemn             → ending    Drain; Kill; Kill
             retiring  last LeaseEnd                                  → ending    Drain
             (any)     WorkerExit                                     → (none)    memory is free; Start for who waits
 
@@ -103,7 +103,7 @@ class Scheduler:
         book.now_s = max(book.now_s, now_s)
         self._handlers[type(event)](event)
         if book.unsettled:
-            self._settle()
+            settle(book, self._new_id)
         out, book.out = book.out, []
         return out
 
@@ -127,9 +127,19 @@ class Scheduler:
         """Requests that wait, over all models."""
         return len(self._book.waiting)
 
-    def workers(self) -> list[WorkerView]:
-        """Every worker, oldest first."""
-        return [worker.view(self._book.now_s) for worker in self._book.workers.values()]
+    def workers(self, now_s: float | None = None) -> list[WorkerView]:
+        """Every worker, oldest first, as seen at ``now_s``; None = at the last event."""
+        at_s = self._book.now_s if now_s is None else now_s
+        return [worker.view(at_s) for worker in self._book.workers.values()]
+
+    def has_worker(self, key: str) -> bool:
+        """Whether a worker serves or loads this model."""
+        queue = self._book.queues.get(key)
+        return queue is not None and queue.worker is not None
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request of this id waits or runs."""
+        return request_id in self._book.leases or request_id in self._book.waiting
 
     def queues(self) -> list[QueueView]:
         """Models that are waited for and have no worker, the most urgent first."""
@@ -178,19 +188,13 @@ class Scheduler:
         book = self._book
         if queue.worker is None:
             if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
-                return self._too_large(queue)
+                return too_large(book, queue)
             if queue.last_error is not None and book.now_s < queue.retry_at_s:
                 return refusals.again(queue.last_error, retry_after_s=math.ceil(queue.retry_at_s - book.now_s))
         if queue.length >= book.limits.queue_limit:
             wait_s = queue.wait_s(queue.length + 1, book.now_s)
             return refusals.queue_full(queue.demand.name, queue.length, wait_s)
         return None
-
-    def _too_large(self, queue: ModelQueue) -> HomelabError:
-        book = self._book
-        needed_bytes = queue.needed_bytes(book.budget_bytes)
-        free_bytes = max(0, book.budget_bytes - book.reserved_bytes)
-        return refusals.too_large(queue.demand.name, needed_bytes, free_bytes, book.budget_bytes)
 
     def _cancel(self, event: Cancel) -> None:
         waiting = self._book.waiting.get(event.request_id)
@@ -315,6 +319,11 @@ class Scheduler:
             book.end(worker, "unloaded", kill=event.force)
         book.unsettled = True
 
+    def _condemn(self, event: Condemn) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is not None and worker.state in ("ready", "retiring"):
+            self._book.end(worker, "it does not answer", kill=True)
+
     def _alias_change(self, event: AliasChange) -> None:
         queue = self._book.queues.get(event.demand.key) if event.demand else None
         worker = queue.worker if queue else None
@@ -347,73 +356,3 @@ class Scheduler:
             if worker.state == "ready" and worker.leases == 0:
                 book.wake_s = min(book.wake_s, worker.expires_s)
         book.unsettled = True
-
-    def _settle(self) -> None:
-        """Bring memory in order, start what can start, and know when that may change by time alone."""
-        book = self._book
-        if book.reserved_bytes > book.budget_bytes:
-            self._relieve()
-        for queue in list(book.hungry.values()):
-            if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
-                book.refuse_waiting(queue, self._too_large(queue))
-        if book.hungry:
-            self._start_hungry()
-            book.wake_s = min(book.wake_s, self._fairness_wake_s())
-        book.unsettled = False
-
-    def _relieve(self) -> None:
-        """Idle workers go, the longest unused first, until the rest is within the budget or all idle ones went.
-
-        Busy workers that will leave do not count: it is now that too much is taken.
-        """
-        workers = self._book.workers
-        residents = [
-            dataclasses.replace(resident, leaving=workers[resident.worker_id].state == "ending")
-            for resident in self._residents()
-        ]
-        victims = evictions_for(0, residents, self._book.budget_bytes)
-        if victims is None:
-            victims = [resident for resident in residents if resident.idle]
-        for victim in victims:
-            self._book.evict(self._book.workers[victim.worker_id], None)
-
-    def _start_hungry(self) -> None:
-        book = self._book
-        overdue_s = book.now_s - book.limits.fairness_s
-        wants = [
-            Want(queue.demand.key, queue.needed_bytes(book.budget_bytes), (queue.hungry_since_s or 0.0) <= overdue_s)
-            for queue in sorted(book.hungry.values(), key=ModelQueue.rank)
-        ]
-        room = make_room(wants, self._residents(), book.budget_bytes)
-        for worker_id, key in room.end:
-            book.evict(book.workers[worker_id], book.queues[key])
-        for worker_id, key in room.hold:
-            book.workers[worker_id].held_for = book.queues[key]
-        for key in room.start:
-            queue = book.queues[key]
-            needed_bytes = queue.needed_bytes(book.budget_bytes)
-            queue.worker = book.add_worker(self._new_id(), queue, queue.demand, needed_bytes)
-            book.out.append(Start(queue.worker.worker_id, queue.demand))
-            book.notify("loading", queue)
-            book.appetite(queue)
-
-    def _residents(self) -> list[Resident]:
-        fairness_s, now_s = self._book.limits.fairness_s, self._book.now_s
-        return [
-            Resident(
-                worker.worker_id,
-                worker.reserved_bytes,
-                worker.last_used_s,
-                leaving=worker.leaving,
-                idle=worker.idle,
-                turn_over=worker.turn_ends_s(fairness_s) <= now_s,
-            )
-            for worker in self._book.workers.values()
-        ]
-
-    def _fairness_wake_s(self) -> float:
-        """When the next model becomes overdue or the next turn ends."""
-        book, fairness_s = self._book, self._book.limits.fairness_s
-        times = [(queue.hungry_since_s or 0.0) + fairness_s for queue in book.hungry.values()]
-        times += [worker.turn_ends_s(fairness_s) for worker in book.workers.values()]
-        return min((time_s for time_s in times if time_s > book.now_s), default=math.inf)

@@ -130,13 +130,20 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class Condemn:
+    """The worker does not answer any more and must end at once; who waits for it gets another one."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed; the loop sends one at the moment ``next_wake_s`` asked for."""
 
 
 Event = (
     Submit | Cancel | LeaseEnd | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
-    | AliasChange | Unload | Tick
+    | AliasChange | Unload | Condemn | Tick
 )  # fmt: skip
 
 NotifyKind = Literal["queued", "loading", "loaded", "evicted", "unloaded", "refused", "failed"]

@@ -1,0 +1,44 @@
+"""Status: a started worker as plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from homelab_llm.inference.fleet.seams import Planned, WorkerInfo
+from homelab_llm.inference.fleet.state import WorkerView
+
+
+@dataclass(slots=True)
+class Running:
+    """A started worker of the run loop; ``gone`` is set after its proof of death."""
+
+    planned: Planned
+    socket: Path
+    digest: str
+    loaded_unix_s: float | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def worker_status(view: WorkerView, running: Running, info: WorkerInfo | None) -> dict[str, Any]:
+    """``expires_in_s`` is None while it is used or stays for ever; ``memory_bytes`` is 0 before it was measured."""
+    return {
+        "id": view.worker_id,
+        "model": view.demand.name,
+        "digest": running.digest,
+        "engine": running.planned.engine,
+        "state": view.state,
+        "pid": info.pid if info else None,
+        "memory_bytes": info.memory_bytes if info else 0,
+        "footprint_bytes": view.reserved_bytes,
+        "leases": view.leases,
+        "waiting": view.waiting,
+        "parallel": view.demand.parallel,
+        "context_tokens": running.planned.context_tokens,
+        "loaded_unix_s": running.loaded_unix_s,
+        "expires_in_s": view.expires_in_s,
+        "progress": {"stage": view.stage, "done": view.done},
+        "warning": running.planned.warning,
+    }
