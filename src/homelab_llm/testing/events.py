@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(predicate: Callable[[], T | Awaitable[T]], within_s: float = 10.0, *, what: str = "") -> T:
+@overload
+async def eventually(predicate: Callable[[], Awaitable[T]], within_s: float = ..., *, what: str = ...) -> T: ...
+@overload
+async def eventually(predicate: Callable[[], T], within_s: float = ..., *, what: str = ...) -> T: ...
+async def eventually(predicate: Callable[[], Any], within_s: float = 10.0, *, what: str = "") -> Any:
     """Wait until ``predicate`` gives something true and return that; it may be async and is asked again and again.
 
     Raises:
@@ -41,8 +45,8 @@ class Recorded(list[T]):
         Raises:
             AssertionError: none came; shows what did.
         """
-        found = await eventually(
-            lambda: next(([value] for value in self if wanted(value)), None), within_s, what=f"wanted value in {self!r}"
-        )
-        assert found is not None  # noqa: S101 — eventually returns only true values
-        return found[0]
+
+        def found() -> list[T]:
+            return [value for value in self if wanted(value)]
+
+        return (await eventually(found, within_s, what=f"wanted value in {self!r}"))[0]

@@ -80,8 +80,8 @@ class Connection(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
-        self._requests += 1
-        if self._requests > 1:
+        self._requests += self._path != b"/stats"  # asking does not change the answer
+        if self._requests > 1 and self._path != b"/stats":
             self._server.stats.reused += 1
             if not self._server.pooled and self._transport is not None:
                 self._transport.abort()

@@ -93,7 +93,7 @@ class Worker:
         self._insisting = asyncio.create_task(self._insist(within_s + _INSIST_S))
 
     async def live(self) -> None:
-        """Report ``LoadProgress``*, then ``Loaded`` or ``LoadFailed`` (none when called off), at last ``WorkerExit``."""
+        """Report ``LoadProgress``*, ``Loaded`` or ``LoadFailed`` (none when called off), and at last ``WorkerExit``."""
         error: HomelabError | None = InternalError("the supervisor of this worker failed", log=self._files.log.name)
         try:
             error = await self._life()
