@@ -1,0 +1,357 @@
+"""The one HTTP client for everything outside: registries, package files, web addresses. Synchronous, GET only.
+
+It connects to the address that ``core/urls.py`` checked (the name stays in the Host header and in TLS), follows
+redirects itself and checks each hop, sends credentials only to the origin they were given for, never asks for
+compressed bodies, bounds bytes and time, and retries what a retry can mend.
+
+Where a proxy is set (``HTTPS_PROXY`` and its kin) names are resolved by the proxy, and keeping it from private
+addresses is the proxy's task; addresses written out in a URL are still checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+from homelab_llm import __version__
+from homelab_llm.core.errors import HomelabError, SourceDenied, SourceNotFound, SourceUnavailable
+from homelab_llm.core.urls import Origin, Resolver, UrlPolicy, origin_of, system_resolver
+
+if TYPE_CHECKING:
+    import httpx2
+
+MAX_REDIRECTS = 8
+MAX_RETRY_AFTER_S = 60.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_BLOCK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds in seconds and counts; the defaults suit a home connection.
+
+    ``stall_s``: a body must bring ``stall_bytes`` within each such time, or it is given up as stalled.
+    ``backoff_s``: the first pause between attempts; it doubles, with jitter.
+    """
+
+    connect_s: float = 10.0
+    read_s: float = 30.0
+    whole_s: float = 60.0
+    stall_s: float = 60.0
+    stall_bytes: int = 16_384
+    attempts: int = 4
+    backoff_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An open reply. ``start`` is the offset of its first byte in the whole, ``total_bytes`` the length of the
+    whole (None when the server does not say), ``validator`` what tells whether the whole has changed (a strong
+    ETag, else Last-Modified, else empty). ``chunks`` can be read once.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    start: int
+    total_bytes: int | None
+    validator: str
+    chunks: Iterator[bytes]
+
+
+@dataclass(slots=True)
+class HttpClient:
+    """Close it after use; it is a context manager. Not for several threads at once.
+
+    Args:
+        policy: which machines may be asked.
+        environ: where proxy variables are looked up; empty means no proxy.
+        resolve, sleep, monotonic_s: the outside world, for tests.
+    """
+
+    policy: UrlPolicy = field(default_factory=UrlPolicy)
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    resolve: Resolver = system_resolver
+    sleep: Callable[[float], None] = time.sleep
+    monotonic_s: Callable[[], float] = time.monotonic
+    _clients: dict[tuple[Origin, str], httpx2.Client] = field(default_factory=dict, init=False, repr=False)
+
+    def __enter__(self) -> HttpClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    def get_bytes(self, url: str, *, limit_bytes: int, authorization: str = "") -> tuple[bytes, Mapping[str, str]]:
+        """A small document, whole, and the headers of the reply (lower-case names).
+
+        Raises:
+            SourceUnavailable: also when it is larger than ``limit_bytes`` or takes longer than the limit.
+            SourceDenied, SourceNotFound: see ``stream``.
+        """
+        deadline = self.monotonic_s() + self.limits.whole_s
+        with self.stream(url, authorization=authorization) as body:
+            content = bytearray()
+            for chunk in body.chunks:
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise SourceUnavailable(f"the reply of {_shown(url)} is larger than {limit_bytes} bytes")
+                if self.monotonic_s() > deadline:
+                    raise SourceUnavailable(f"{_shown(url)} took longer than {self.limits.whole_s:.0f} s")
+            return bytes(content), body.headers
+
+    def get_json(self, url: str, *, limit_bytes: int, authorization: str = "") -> tuple[Any, Mapping[str, str]]:
+        """A JSON document and the headers of the reply; raises as ``get_bytes`` does, and for anything else."""
+        content, headers = self.get_bytes(url, limit_bytes=limit_bytes, authorization=authorization)
+        try:
+            return json.loads(content), headers
+        except (ValueError, RecursionError) as error:
+            raise SourceUnavailable(f"{_shown(url)} did not answer with JSON") from error
+
+    @contextlib.contextmanager
+    def stream(self, url: str, *, start: int = 0, stop: int | None = None, authorization: str = "") -> Iterator[Body]:
+        """Open a file at byte ``start`` (up to, not including, ``stop``); the block reads ``chunks``.
+
+        The server may ignore the range: look at ``Body.start``. Opening is retried; reading is not, because only
+        the caller knows what it has kept.
+
+        Raises:
+            SourceUnavailable: network, TLS, a proxy, 5xx, 429 beyond patience, an HTML page in place of a file;
+                while reading: the body is cut, stalled, or longer than announced.
+            SourceDenied: 401, 403, or the policy. SourceNotFound: 404, 410.
+        """
+        headers = {"accept-encoding": "identity", "user-agent": f"homelab-llm/{__version__}"}
+        if start or stop is not None:
+            headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        reply, final_url = self._open(url, headers, authorization)
+        try:
+            yield self._body(reply, final_url, start)
+        finally:
+            reply.close()
+
+    def _open(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[httpx2.Response, str]:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._follow(url, headers, authorization)
+            except SourceUnavailable as error:
+                if attempt >= self.limits.attempts or not _worth_retrying(error):
+                    raise
+                self.sleep(self._pause_s(attempt, error))
+
+    def _pause_s(self, attempt: int, error: HomelabError) -> float:
+        asked = error.facts.get("retry_after_s")
+        if isinstance(asked, int | float):
+            if asked > MAX_RETRY_AFTER_S:
+                raise error
+            return float(asked) + random.uniform(0, 0.5)  # noqa: S311 — jitter, not a secret
+        doubled: float = self.limits.backoff_s * 2 ** (attempt - 1)
+        return doubled * random.uniform(0.5, 1.5)  # noqa: S311
+
+    def _follow(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[httpx2.Response, str]:
+        first = origin_of(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            origin = origin_of(url)
+            if first.scheme == "https" and origin.scheme == "http":
+                raise SourceDenied(f"{first.host} redirects to an address without encryption", host=origin.host)
+            own = {"authorization": authorization} if authorization and origin == first else {}
+            reply = self._send(url, origin, {**headers, **own})
+            if reply.status_code not in _REDIRECTS:
+                break
+            location = reply.headers.get("location", "")
+            reply.close()
+            url = urljoin(url, location)
+        else:
+            raise SourceUnavailable(f"{first.host} redirects more than {MAX_REDIRECTS} times", redirects=MAX_REDIRECTS)
+        if reply.status_code not in {200, 206}:
+            reply.close()
+            raise _refusal(reply, url)
+        return reply, url
+
+    def _send(self, url: str, origin: Origin, headers: Mapping[str, str]) -> httpx2.Response:
+        """One request, to a checked address. Tries the addresses in turn while none accepts the connection."""
+        import httpx2
+
+        proxy = self._proxy(origin)
+        if proxy:
+            self.policy.check_literal(origin)
+        addresses = [""] if proxy else self.policy.addresses(origin, self.resolve)
+        client = self._client(origin, proxy)
+        for index, address in enumerate(addresses):
+            try:
+                target = httpx2.URL(url)
+                host = target.netloc.decode("ascii")
+                if address:
+                    target = target.copy_with(host=address)
+                request = client.build_request(
+                    "GET", target, headers={**headers, "host": host}, extensions={"sni_hostname": origin.host}
+                )
+                return client.send(request, stream=True)
+            except httpx2.ConnectError as error:
+                if index == len(addresses) - 1:
+                    raise _unreachable(origin, error) from error
+            except httpx2.HTTPError as error:
+                raise _unreachable(origin, error) from error
+            except httpx2.InvalidURL as error:
+                raise SourceDenied("not a web address") from error
+        raise SourceUnavailable(f"{origin.host} has no address", host=origin.host)
+
+    def _client(self, origin: Origin, proxy: str) -> httpx2.Client:
+        """One pool per origin: on a shared pool a connection proven for one name could serve another."""
+        key = (origin, proxy)
+        if key not in self._clients:
+            import httpx2
+
+            self._clients[key] = httpx2.Client(
+                verify=httpx2.create_ssl_context(),
+                trust_env=False,
+                proxy=proxy or None,
+                follow_redirects=False,
+                timeout=httpx2.Timeout(self.limits.read_s, connect=self.limits.connect_s),
+            )
+        return self._clients[key]
+
+    def _proxy(self, origin: Origin) -> str:
+        values = {
+            name.lower(): value.strip() for name, value in self.environ.items() if name.lower().endswith("_proxy")
+        }
+        found = values.get(f"{origin.scheme}_proxy") or values.get("all_proxy", "")
+        if not found or _bypasses(origin.host, values.get("no_proxy", "")):
+            return ""
+        found = found if "://" in found else f"http://{found}"
+        if not found.startswith(("http://", "https://")):
+            raise SourceUnavailable("the proxy in the environment is not an http or https proxy; others are not used")
+        return found
+
+    def _body(self, reply: httpx2.Response, url: str, start: int) -> Body:
+        headers = {name.lower(): value for name, value in reply.headers.items()}
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise SourceUnavailable(f"{_shown(url)} sent a compressed body although it was asked not to")
+        kind = headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
+            raise SourceUnavailable(
+                f"{_shown(url)} answered with a web page ({kind[:60]}) in place of the file",
+                hint="a login page of the network (captive portal) or a proxy may stand in between: open a browser",
+                content_type=kind[:60],
+            )
+        length = _number(headers.get("content-length", ""))
+        if reply.status_code == 206:
+            begin, total = _content_range(headers.get("content-range", ""), start, url)
+        else:
+            begin, total = 0, length
+        etag = headers.get("etag", "")
+        validator = headers.get("last-modified", "") if not etag or etag.startswith("W/") else etag
+        return Body(url, headers, begin, total, validator, self._chunks(reply, url, length))
+
+    def _chunks(self, reply: httpx2.Response, url: str, length: int | None) -> Iterator[bytes]:
+        import httpx2
+
+        received, window_bytes, window_since = 0, 0, self.monotonic_s()
+        try:
+            for chunk in reply.iter_raw(_BLOCK_BYTES):
+                received += len(chunk)
+                window_bytes += len(chunk)
+                if length is not None and received > length:
+                    raise SourceUnavailable(f"{_shown(url)} sent more than the {length} bytes it announced")
+                yield chunk
+                now = self.monotonic_s()
+                if now - window_since > self.limits.stall_s:
+                    if window_bytes < self.limits.stall_bytes:
+                        raise SourceUnavailable(f"{_shown(url)} sends too slowly: {window_bytes} bytes in a minute")
+                    window_bytes, window_since = 0, now
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise SourceUnavailable(
+                f"the connection to {_shown(url)} ended after {received} bytes",
+                hint="the same command continues where it stopped",
+                received_bytes=received,
+            ) from error
+        if length is not None and received < length:
+            raise SourceUnavailable(f"{_shown(url)} sent {received} of {length} bytes", received_bytes=received)
+
+
+def _shown(url: str) -> str:
+    """Host and path; a query may hold a signature."""
+    path = url.partition("://")[2].partition("/")[2].partition("?")[0].partition("#")[0]
+    return f"{origin_of(url).host}/{path}"[:160]
+
+
+def _bypasses(host: str, no_proxy: str) -> bool:
+    """``no_proxy``: host names and domains, with or without a leading dot, or ``*``."""
+    names = [name.strip().lstrip(".").lower() for name in no_proxy.split(",") if name.strip()]
+    return any(name in {"*", host} or host.endswith(f".{name}") for name in names)
+
+
+def _worth_retrying(error: HomelabError) -> bool:
+    status = error.facts.get("status")
+    return "redirects" not in error.facts and (status is None or status in _RETRIED)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _content_range(text: str, start: int, url: str) -> tuple[int, int | None]:
+    """``bytes 10-19/100`` → (10, 100); another place than asked for is an error."""
+    unit, _, rest = text.partition(" ")
+    span, _, total = rest.partition("/")
+    begin = _number(span.partition("-")[0])
+    if unit != "bytes" or begin != start:
+        raise SourceUnavailable(f"{_shown(url)} answered with another part than the one asked for")
+    return begin, _number(total)
+
+
+def _retry_after_s(value: str) -> float | None:
+    if (seconds := _number(value)) is not None:
+        return float(seconds)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _refusal(reply: httpx2.Response, url: str) -> HomelabError:
+    status, where = reply.status_code, _shown(url)
+    reason = reply.headers.get("x-error-message", "")[:200]
+    code = reply.headers.get("x-error-code", "")[:60] or None
+    said = f" ({reason})" if reason.isprintable() and reason else ""
+    if status in {401, 403}:
+        return SourceDenied(
+            f"{where} refuses access{said}",
+            hint="set HF_TOKEN to a token that may read the model, and accept its terms on the hub"
+            if code
+            else "check the address and the token",
+            status=status,
+            source_code=code,
+        )
+    if status in {404, 410}:
+        return SourceNotFound(f"{where} does not exist{said}", status=status, source_code=code)
+    return SourceUnavailable(
+        f"{where} answered {status}{said}",
+        hint="try again later" if status in _RETRIED else "",
+        status=status,
+        retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")),
+    )
+
+
+def _unreachable(origin: Origin, error: Exception) -> SourceUnavailable:
+    text = str(error)
+    what = "does not prove its identity (TLS)" if "CERTIFICATE" in text.upper() else "cannot be reached"
+    return SourceUnavailable(
+        f"{origin.host} {what}: {type(error).__name__}: {text[:120]}",
+        hint="check the network connection; the same command continues where it stopped",
+        host=origin.host,
+    )

