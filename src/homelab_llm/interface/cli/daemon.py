@@ -1,0 +1,117 @@
+"""Verbs of the daemon as a process: ``daemon start|stop|restart|status``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+import click
+
+from homelab_llm.core.errors import DaemonUnavailable, DeadlineExceeded
+from homelab_llm.core.paths import Home
+from homelab_llm.core.units import format_duration
+from homelab_llm.interface.cli.invocation import Invocation, verb
+from homelab_llm.interface.cli.lazy import LazyGroup
+from homelab_llm.ops.launch import owner_pid
+from homelab_llm.ops.record import DaemonRecord, read_record
+
+STOP_TIMEOUT_S = 60.0
+_HERE = "homelab_llm.interface.cli.daemon"
+
+
+@click.group(
+    "daemon",
+    cls=LazyGroup,
+    verbs={name: f"{_HERE}:{name}" for name in ("start", "stop", "restart", "status")},
+)
+def daemon() -> None:
+    """Start, stop and look at the daemon."""
+
+
+@verb("start")
+def start(invocation: Invocation) -> None:
+    """Start the daemon in the background, unless it runs."""
+    was_there = invocation.daemon_if_running() is not None
+    invocation.daemon()
+    _tell(invocation, "already running" if was_there else "started")
+
+
+@verb("stop")
+def stop(invocation: Invocation) -> None:
+    """End the daemon: running requests first, then every worker."""
+    if stop_daemon(invocation):
+        invocation.output.result({"running": False, "stopped": True}, "stopped")
+    else:
+        invocation.output.result({"running": False, "stopped": False}, "the daemon is not running")
+
+
+@verb("restart")
+def restart(invocation: Invocation) -> None:
+    """Stop the daemon if it runs, then start it."""
+    stop_daemon(invocation)
+    invocation.daemon()
+    _tell(invocation, "started")
+
+
+@verb("status")
+def status(invocation: Invocation) -> None:
+    """Say whether the daemon runs and where it listens; exit code 10 when it does not."""
+    if invocation.daemon_if_running() is None:
+        if pid := owner_pid(invocation.home):
+            raise DaemonUnavailable(f"the daemon (pid {pid}) does not answer", hint="mlxctl logs daemon", pid=pid)
+        raise DaemonUnavailable("the daemon is not running", hint="mlxctl daemon start")
+    _tell(invocation, "running")
+
+
+def stop_daemon(invocation: Invocation) -> bool:
+    """Ask the daemon to end and wait until its lock is free; False when none ran.
+
+    Raises:
+        DeadlineExceeded: it still holds the home after a minute.
+    """
+    client = invocation.daemon_if_running()
+    pid = owner_pid(invocation.home)
+    if client is None and pid is None:
+        return False
+    with invocation.output.loading("stopping the daemon"):
+        if client is not None:
+            client.post("/admin/shutdown", {})
+        elif pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it holds the home but answers nobody: starting, or hung
+                os.kill(pid, signal.SIGTERM)
+        _wait_until_free(invocation.home)
+    return True
+
+
+def _wait_until_free(home: Home) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while (pid := owner_pid(home)) is not None:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"the daemon (pid {pid}) has not ended within {STOP_TIMEOUT_S:.0f} s",
+                hint=f"mlxctl logs daemon, then kill {pid}",
+                limit_s=STOP_TIMEOUT_S,
+                pid=pid,
+            )
+        time.sleep(0.02)
+
+
+def _tell(invocation: Invocation, word: str) -> None:
+    record = read_record(invocation.home)
+    data = {"running": True, "state": word, **(_shown(record) if record else {})}
+
+    def lines() -> list[str]:
+        if record is None:
+            return [word]
+        up = format_duration(max(time.time() - record.started_unix_s, 0))
+        return [f"{word} (pid {record.pid}, {record.version}, up {up})", *(f"http://{a}" for a in record.listeners)]
+
+    invocation.output.result(data, lines)
+    for text in record.warnings if record else ():
+        invocation.output.warning(text)
+
+
+def _shown(record: DaemonRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}

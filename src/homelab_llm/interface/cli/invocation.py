@@ -1,0 +1,130 @@
+"""One call of ``mlxctl``: the home, the output and the daemon, as every verb gets them; and what all verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from homelab_llm.interface.cli.output import Output
+
+if TYPE_CHECKING:
+    from homelab_llm.core.paths import Home
+    from homelab_llm.core.settings import Settings
+    from homelab_llm.interface.daemon_client import DaemonClient
+    from homelab_llm.store.model_store import ModelStore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Invocation:
+    """What one call knows. Imports the parts it hands out only when they are asked for."""
+
+    def __init__(self, output: Output, environ: Mapping[str, str]) -> None:
+        self.output = output
+        self.environ = environ
+        self.home_root: Path | None = None
+        self.verbosity = 0
+
+    @cached_property
+    def home(self) -> Home:
+        from homelab_llm.core.paths import Home
+
+        return Home.at(self.home_root, environ=self.environ)
+
+    @cached_property
+    def store(self) -> ModelStore:
+        from homelab_llm.store.model_store import ModelStore
+
+        return ModelStore(self.home.store)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Imports pydantic: not for verbs that only read."""
+        from homelab_llm.core.settings import load_settings
+
+        return load_settings(self.home.config, self.environ)
+
+    def daemon_if_running(self) -> DaemonClient | None:
+        """A client for the daemon of this home, or None when none answers; starts nothing."""
+        from homelab_llm.interface.daemon_client import DaemonClient
+        from homelab_llm.ops.record import read_record
+
+        record = read_record(self.home)
+        # A daemon that a service manager started may keep its sockets in another runtime folder than ours.
+        for path in dict.fromkeys((self.home.daemon_sock, *([Path(record.socket)] if record else []))):
+            client = DaemonClient(path)
+            if path.exists() and client.answers():
+                return client
+        return None
+
+    def daemon(self, *, engine: str = "auto") -> DaemonClient:
+        """A client for the daemon of this home; starts it when none answers, with ``engine`` preferred.
+
+        Raises:
+            DaemonUnavailable: it did not come up; the message has the last lines of its log.
+        """
+        if running := self.daemon_if_running():
+            return running
+        from homelab_llm.ops.launch import ensure_daemon
+
+        environ = self.environ if engine == "auto" else {**self.environ, "HOMELAB_ENGINE__PREFER": engine}
+        with self.output.loading("starting the daemon"):
+            ensure_daemon(self.home, lambda: self.daemon_if_running() is not None, environ)
+        return self.daemon_if_running() or self._gone()
+
+    def _gone(self) -> DaemonClient:
+        from homelab_llm.core.errors import DaemonUnavailable
+
+        raise DaemonUnavailable("the daemon ended right after its start", hint="mlxctl logs daemon")
+
+
+def _want_json(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Invocation).output.json = True
+
+
+def _count_verbose(context: click.Context, _option: click.Parameter, value: int) -> None:
+    context.ensure_object(Invocation).verbosity += value
+
+
+def shared_options() -> list[click.Parameter]:
+    """The options every verb and ``mlxctl`` itself take."""
+    return [
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_want_json,
+            help="Print the result, or the error, as JSON.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            expose_value=False,
+            callback=_count_verbose,
+            help="Say more; on errors of our own, show where.",
+        ),
+    ]
+
+
+class Verb(click.Command):
+    """A command with the shared options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(shared_options())
+
+
+def verb(name: str) -> Callable[[Callable[Concatenate[Invocation, P], R]], Verb]:
+    """Make a function that takes an ``Invocation`` first into the verb ``name``."""
+
+    def wrap(function: Callable[Concatenate[Invocation, P], R]) -> Verb:
+        return click.command(name, cls=Verb)(click.pass_obj(function))
+
+    return wrap

