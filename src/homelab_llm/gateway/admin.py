@@ -1,0 +1,74 @@
+"""Admin: the routes that control the daemon. Reached over ``daemon.sock``, or with a key that has the scope."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from homelab_llm.core.errors import Conflict
+from homelab_llm.core.waits import Wait
+from homelab_llm.gateway.exchange import NDJSON, Exchange
+from homelab_llm.gateway.seams import Catalogue, Fleet
+
+
+class Admin:
+    """Serves ``/admin``.
+
+    Args:
+        about: ``{version, pid, home, uptime_s, listeners, warnings: [{text, hint}]}`` of the daemon.
+        shutdown: asks the daemon to end; returns at once. None: this process is not a daemon.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        fleet: Fleet,
+        about: Callable[[], Mapping[str, Any]],
+        shutdown: Callable[[], None] | None,
+    ) -> None:
+        self._catalogue = catalogue
+        self._fleet = fleet
+        self._about = about
+        self._shutdown = shutdown
+
+    async def status(self, exchange: Exchange) -> None:
+        """What the daemon is and does."""
+        await exchange.json({**self._about(), **self._fleet.status()})
+
+    async def models(self, exchange: Exchange) -> None:
+        """The loaded models."""
+        await exchange.json({"models": list(self._fleet.status().get("workers") or ())})
+
+    async def load(self, exchange: Exchange, body: dict[str, Any]) -> None:
+        """Load a model; one JSON line for each step, the last is ``ready`` or the error."""
+        model = self._catalogue.resolve(body["model"])
+        steps = self._fleet.load(model, exchange.request_id, keep_alive_s=body.get("keep_alive"))
+        last = ""
+        async with contextlib.AsyncExitStack() as stack:
+            if close := getattr(steps, "aclose", None):
+                stack.push_async_callback(close)  # a client that leaves ends the wait at once, not at some collection
+            async for wait in steps:
+                last = wait.stage
+                await exchange.write(_line(wait), NDJSON)
+        if last != "ready":
+            await exchange.write(_line(Wait("ready", 1.0)), NDJSON)
+        await exchange.end()
+
+    async def unload(self, exchange: Exchange, body: dict[str, Any]) -> None:
+        """Unload a model."""
+        model = self._catalogue.resolve(body["model"])
+        await exchange.json({"unloaded": await self._fleet.unload(model, force=body.get("force", False))})
+
+    async def shutdown(self, exchange: Exchange) -> None:
+        """End the daemon; the reply leaves first."""
+        if self._shutdown is None:
+            raise Conflict("this server is not run by the daemon", hint="end the program that started it")
+        await exchange.json({"stopping": True}, 202)
+        self._shutdown()
+
+
+def _line(wait: Wait) -> bytes:
+    return orjson.dumps({"stage": wait.stage, "done": round(wait.done, 4), "place": wait.place}) + b"\n"

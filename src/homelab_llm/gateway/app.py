@@ -1,0 +1,264 @@
+"""App: the ASGI application of the front door. One for all listeners; raw ASGI, no framework on the way.
+
+Per request: Host → Origin → route → key → body → handler. The listener is in ``scope["state"]["listener"]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from homelab_llm import __version__
+from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, HomelabError, InternalError
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.settings import ServerSettings
+from homelab_llm.gateway.admin import Admin
+from homelab_llm.gateway.auth import Gate, Presented, cors_headers, preflight_headers
+from homelab_llm.gateway.dialects.openai import parse_chat, parse_completion, parse_embedding
+from homelab_llm.gateway.exchange import Exchange, Scope, Send
+from homelab_llm.gateway.fields import shown
+from homelab_llm.gateway.limits import Receive, check_encoding, parse_json, read_body
+from homelab_llm.gateway.listeners import Listener
+from homelab_llm.gateway.models import ModelList, described
+from homelab_llm.gateway.openapi import document
+from homelab_llm.gateway.proxy import CHAT_PATH, COMPLETION_PATH, Proxy
+from homelab_llm.gateway.routes import LOAD, ROUTES, UNLOAD, Route
+from homelab_llm.gateway.seams import Catalogue, Fleet, Keys, Recorder, Shaper
+from homelab_llm.gateway.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Exchange], Awaitable[None]]
+NAME = b"homelab-llm\n"
+SWEEP_S = 0.5
+_PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+_NO_LISTENER = Listener("", loopback=False)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the front door is built from; see ``seams``. ``about`` and ``shutdown``: see ``Admin``."""
+
+    catalogue: Catalogue
+    fleet: Fleet
+    shaper: Shaper
+    keys: Keys
+    recorder: Recorder
+    about: Callable[[], Mapping[str, Any]]
+    shutdown: Callable[[], None] | None = None
+
+
+class App:
+    """The application. ``open`` and ``close`` run around its life on one event loop."""
+
+    def __init__(self, parts: Parts, settings: ServerSettings, *, stall_timeout_s: float) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._gate = Gate(parts.keys, allowed_hosts=settings.allowed_hosts, allowed_origins=settings.allowed_origins)
+        self._upstream = Upstream()
+        self._proxy = Proxy(
+            parts.catalogue,
+            parts.fleet,
+            parts.shaper,
+            self._upstream,
+            stall_s=stall_timeout_s,
+            on_stall=self._end_worker,
+        )
+        self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown)
+        self._list = ModelList(parts.catalogue)
+        self._openapi = b""
+        self._exchanges: set[Exchange] = set()
+        self._chores: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._sweep_s = min(SWEEP_S, stall_timeout_s / 4, settings.request_deadline_s / 4)
+        self.stopping = False
+        self._exact: dict[str, dict[str, tuple[Route, Handler]]] = {}
+        self._prefixes: list[tuple[str, dict[str, tuple[Route, Handler]]]] = []
+        for route in ROUTES:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        entry = (route, getattr(self, f"_{route.handler}"))
+        if route.path.endswith("{id}"):
+            methods: dict[str, tuple[Route, Handler]] = {}
+            self._prefixes.append((route.path.removesuffix("{id}"), methods))
+        else:
+            methods = self._exact.setdefault(route.path, {})
+        for method in route.methods:
+            methods[method] = entry
+
+    # --- life ---
+
+    def open(self) -> None:
+        """Start the sweep over deadlines; call on the loop that serves."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def close(self) -> None:
+        """End what runs besides requests, and close the connections to workers."""
+        chores = [*self._chores, *([self._sweeper] if self._sweeper else [])]
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        self._upstream.close()
+
+    @property
+    def running(self) -> int:
+        """Requests that are being served."""
+        return len(self._exchanges)
+
+    def abort_all(self) -> None:
+        """End every request with an error, in mid-stream too."""
+        for exchange in list(self._exchanges):
+            exchange.abort(DaemonUnavailable("the server is stopping", hint="send the request again"))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            now_s = time.monotonic()
+            for exchange in list(self._exchanges):
+                exchange.tick(now_s)
+            self._upstream.sweep(now_s)
+
+    def _end_worker(self, model: StoredModel) -> None:
+        """End a worker that fell silent; its other requests get its error."""
+        log.warning("worker sent nothing for too long; ending it", extra={"model": model.name})
+        chore = asyncio.get_running_loop().create_task(self._unload(model))
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
+    async def _unload(self, model: StoredModel) -> None:
+        try:
+            await self._parts.fleet.unload(model, force=True)
+        except HomelabError as error:
+            log.warning("a silent worker could not be ended", extra={"model": model.name, "code": error.code})
+
+    # --- one request ---
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send, request_deadline_s=self._settings.request_deadline_s)
+        self._exchanges.add(exchange)
+        try:
+            await self._attempt(exchange)
+        finally:
+            exchange.close()
+            self._exchanges.discard(exchange)
+            if exchange.recorded:
+                exchange.row.total_ms = exchange.elapsed_ms
+                self._parts.recorder.record(exchange.row)
+
+    async def _attempt(self, exchange: Exchange) -> None:
+        """Serve; whatever goes wrong becomes an answer. The outermost place for errors of a request."""
+        error: HomelabError
+        try:
+            await self._serve(exchange)
+        except HomelabError as raised:
+            error = raised
+        except asyncio.CancelledError:
+            error = exchange.reason()
+        except Exception:
+            log.exception("a request failed by a defect", extra={"request_id": exchange.request_id})
+            error = InternalError("the server failed", hint="mlxctl logs daemon", request_id=exchange.request_id)
+        else:
+            return
+        exchange.close()
+        await exchange.fail(error)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        scope = exchange.scope
+        state = scope.get("state") or {}
+        listener: Listener = state.get("listener", _NO_LISTENER)
+        if refused := state.get("refused"):
+            exchange.headers.append((b"connection", b"close"))
+            raise refused
+        told = Presented.of(scope["headers"])
+        self._gate.check_host(told, listener)
+        if origin := self._gate.check_origin(told, listener):
+            exchange.headers += cors_headers(origin)
+            if scope["method"] == "OPTIONS" and told.fetch_method:
+                await exchange.whole(204, b"", preflight_headers(told))
+                return
+        route, handler = self._find(exchange.path, scope["method"])
+        grant = self._gate.admit(told, listener, route.access)
+        exchange.recorded = route.recorded
+        exchange.row.key = grant.name
+        if client := scope.get("client"):
+            exchange.row.client = client[0]
+        await handler(exchange)
+
+    def _find(self, path: str, method: str) -> tuple[Route, Handler]:
+        methods = self._exact.get(path)
+        if methods is None:
+            for prefix, behind in self._prefixes:
+                if path.startswith(prefix) and len(path) > len(prefix):
+                    methods = behind
+                    break
+            else:
+                raise EndpointNotFound(f"no such endpoint: {shown(path)}", hint="the endpoints are at /openapi.json")
+        if found := methods.get(method):
+            return found
+        allowed = ", ".join(methods)
+        raise EndpointNotFound(f"{shown(path)} takes {allowed}", allowed=allowed)
+
+    async def _body(self, exchange: Exchange) -> dict[str, Any]:
+        """The JSON object sent; from here on the client's leaving ends the request."""
+        declared = check_encoding(exchange.scope["headers"])
+        content = await read_body(exchange.receive, declared, self._settings.max_body_bytes)
+        exchange.watch()
+        return parse_json(content, self._settings.max_depth)
+
+    # --- endpoints ---
+
+    async def _root(self, exchange: Exchange) -> None:
+        await exchange.whole(200, NAME, [_PLAIN])
+
+    async def _healthz(self, exchange: Exchange) -> None:
+        await exchange.json({"status": "ok"})
+
+    async def _readyz(self, exchange: Exchange) -> None:
+        if self.stopping:
+            raise DaemonUnavailable("the server is stopping", hint="send the request again")
+        await exchange.json({"status": "ready"})
+
+    async def _openapi_json(self, exchange: Exchange) -> None:
+        if not self._openapi:
+            self._openapi = orjson.dumps(document(ROUTES, __version__))
+        await exchange.whole(200, self._openapi)
+
+    async def _models(self, exchange: Exchange) -> None:
+        await exchange.whole(200, self._list.encoded())
+
+    async def _model(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix("/v1/models/")
+        await exchange.json(described(self._parts.catalogue.resolve(name)))
+
+    async def _chat(self, exchange: Exchange) -> None:
+        await self._proxy.generate(exchange, parse_chat(await self._body(exchange)), CHAT_PATH)
+
+    async def _completion(self, exchange: Exchange) -> None:
+        await self._proxy.generate(exchange, parse_completion(await self._body(exchange)), COMPLETION_PATH)
+
+    async def _embedding(self, exchange: Exchange) -> None:
+        await self._proxy.embed(exchange, parse_embedding(await self._body(exchange)))
+
+    async def _admin_status(self, exchange: Exchange) -> None:
+        await self._admin.status(exchange)
+
+    async def _admin_models(self, exchange: Exchange) -> None:
+        await self._admin.models(exchange)
+
+    async def _admin_load(self, exchange: Exchange) -> None:
+        await self._admin.load(exchange, LOAD(await self._body(exchange), ""))
+
+    async def _admin_unload(self, exchange: Exchange) -> None:
+        await self._admin.unload(exchange, UNLOAD(await self._body(exchange), ""))
+
+    async def _admin_shutdown(self, exchange: Exchange) -> None:
+        await self._admin.shutdown(exchange)

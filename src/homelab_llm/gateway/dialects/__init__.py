@@ -1,0 +1,1 @@
+"""Dialects: what clients speak, as pure conversions."""

@@ -1,0 +1,441 @@
+"""OpenAI's dialect: the fields of its requests, checked and rebuilt for a worker. Pure.
+
+Reference: https://platform.openai.com/docs/api-reference. Extensions (``top_k``, ``min_p``, ``repeat_penalty``,
+``keep_alive`` …) have the names that llama.cpp and Ollama gave them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
+from homelab_llm.gateway.fields import (
+    Bias,
+    Check,
+    Duration,
+    Either,
+    Field,
+    Flag,
+    ListOf,
+    NoEffect,
+    Number,
+    OneOf,
+    Only,
+    Opaque,
+    Record,
+    Seed,
+    Text,
+    Tokens,
+    Whole,
+    wrong,
+)
+
+MAX_CHOICES = 16
+MAX_MESSAGES = 4096
+MAX_INPUTS = 2048
+MAX_TOKENS = 2**20
+_NAME = r"[A-Za-z0-9_.-]{1,64}"
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+def _is_tokens(value: Any) -> bool:
+    return type(value) is list and bool(value) and type(value[0]) is int
+
+
+def _is_object(value: Any) -> bool:
+    return type(value) is dict
+
+
+class ContentParts:
+    """A list of text parts, joined to one text by newlines: every engine then reads the same prompt."""
+
+    def __call__(self, value: Any, path: str) -> str:
+        if len(value) > MAX_MESSAGES:
+            raise wrong(path, f"a list with at most {MAX_MESSAGES} parts")
+        return "\n".join([self._text(part, f"{path}[{index}]") for index, part in enumerate(value)])
+
+    def _text(self, part: Any, path: str) -> str:
+        kind = part.get("type") if type(part) is dict else None
+        if kind != "text":
+            if type(kind) is str and kind in {"image_url", "input_audio", "file", "video_url", "input_image"}:
+                raise UnsupportedRequest(
+                    f"{path!r}: {kind} parts are not read; models here take text",
+                    hint="send text parts only",
+                    field=path,
+                )
+            raise wrong(path, 'a content part like {"type": "text", "text": "…"}')
+        text = part.get("text")
+        if type(text) is not str:
+            raise wrong(f"{path}.text", "a string")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        part = {
+            "type": "object",
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+        }
+        return {"type": "array", "items": part, "maxItems": MAX_MESSAGES}
+
+
+CONTENT = Either("a string or a list of text parts", ((_is_text, Text()), (_is_list, ContentParts())))
+
+TOOL_CALL = Record(
+    {
+        "id": Field(Text(256), required=True),
+        "type": Field(OneOf(("function",))),
+        "index": Field(NoEffect()),
+        "function": Field(
+            Record(
+                {
+                    "name": Field(Text(pattern=_NAME), required=True),
+                    "arguments": Field(Text(), "JSON, as a string", required=True),
+                }
+            ),
+            required=True,
+        ),
+    }
+)
+
+MESSAGE = Record(
+    {
+        "role": Field(OneOf(("system", "developer", "user", "assistant", "tool")), required=True),
+        "content": Field(CONTENT),
+        "name": Field(Text(64)),
+        "tool_calls": Field(ListOf(TOOL_CALL, 128)),
+        "tool_call_id": Field(Text(256)),
+        "reasoning_content": Field(Text(), "earlier reasoning, for templates that read it"),
+        "refusal": Field(Text(), "dropped"),
+        "annotations": Field(NoEffect(), "dropped"),
+        "audio": Field(Only((), "models here take text")),
+        "function_call": Field(Only((), "the old form", "use tool_calls")),
+    }
+)
+
+
+class Messages:
+    """The conversation: known roles, each with what its role needs. ``developer`` is sent as ``system``."""
+
+    def __call__(self, value: Any, path: str) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = ListOf(MESSAGE, MAX_MESSAGES, low=1)(value, path)
+        for index, message in enumerate(messages):
+            role = message["role"]
+            message.pop("refusal", None)
+            if role == "developer":
+                message["role"] = "system"
+            if role == "tool" and "tool_call_id" not in message:
+                raise InvalidInput("a tool's message needs 'tool_call_id'", field=f"{path}[{index}].tool_call_id")
+            if "tool_calls" in message and role != "assistant":
+                raise InvalidInput("only an assistant's message has 'tool_calls'", field=f"{path}[{index}].tool_calls")
+            if "content" not in message:
+                if role != "assistant":
+                    raise InvalidInput(f"'{path}[{index}].content' is required", field=f"{path}[{index}].content")
+                message["content"] = None if message.get("tool_calls") else ""
+        return messages
+
+    def schema(self) -> dict[str, Any]:
+        return ListOf(MESSAGE, MAX_MESSAGES, low=1).schema()
+
+
+TOOL = Record(
+    {
+        "type": Field(OneOf(("function",)), required=True),
+        "function": Field(
+            Record(
+                {
+                    "name": Field(Text(pattern=_NAME), required=True),
+                    "description": Field(Text(20_000)),
+                    "parameters": Field(Opaque(), "JSON Schema"),
+                    "strict": Field(Flag()),
+                }
+            ),
+            required=True,
+        ),
+    }
+)
+
+
+class Tools:
+    """Functions the model may call; names are unique."""
+
+    def __call__(self, value: Any, path: str) -> list[dict[str, Any]]:
+        tools: list[dict[str, Any]] = ListOf(TOOL, 128)(value, path)
+        names = [tool["function"]["name"] for tool in tools]
+        if len(set(names)) < len(names):
+            raise wrong(path, "a list of functions with different names")
+        return tools
+
+    def schema(self) -> dict[str, Any]:
+        return ListOf(TOOL, 128).schema()
+
+
+TOOL_CHOICE = Either(
+    "none, auto, required or a function",
+    (
+        (_is_text, OneOf(("none", "auto", "required"))),
+        (
+            _is_object,
+            Record(
+                {
+                    "type": Field(OneOf(("function",)), required=True),
+                    "function": Field(
+                        Record({"name": Field(Text(pattern=_NAME), required=True)}),
+                        required=True,
+                    ),
+                }
+            ),
+        ),
+    ),
+)
+
+RESPONSE_FORMAT = Record(
+    {
+        "type": Field(OneOf(("text", "json_object", "json_schema")), required=True),
+        "json_schema": Field(
+            Record(
+                {
+                    "name": Field(Text(pattern=_NAME)),
+                    "description": Field(Text(20_000)),
+                    "schema": Field(Opaque(), required=True),
+                    "strict": Field(Flag()),
+                }
+            )
+        ),
+    }
+)
+
+STOP = Either(
+    "a string or a list of at most 16 strings",
+    ((_is_text, Text(512, empty=False)), (_is_list, ListOf(Text(512, empty=False), 16))),
+)
+
+_NO_EFFECT: dict[str, Field] = {
+    name: Field(NoEffect(), says)
+    for name, says in {
+        "user": "no effect: names an end user for OpenAI's abuse checks",
+        "safety_identifier": "no effect: as user",
+        "metadata": "no effect: tags for OpenAI's dashboard",
+        "store": "no effect: nothing is stored",
+        "service_tier": "no effect: there is one tier",
+        "prompt_cache_key": "no effect: prompts are cached by their content",
+        "prompt_cache_retention": "no effect: as prompt_cache_key",
+    }.items()
+}
+
+_COMMON: dict[str, Field] = {
+    "model": Field(Text(300, empty=False), "a name from /v1/models", required=True),
+    "stream": Field(Flag(), "send the answer as server-sent events while it is made"),
+    "stream_options": Field(
+        Record(
+            {
+                "include_usage": Field(Flag(), "send token counts in a last event"),
+                "include_obfuscation": Field(NoEffect(), "no effect"),
+            }
+        )
+    ),
+    "max_tokens": Field(Whole(1, 2**31 - 1), "longest answer"),
+    "temperature": Field(Number(0, 2), "0 = always the likeliest token"),
+    "top_p": Field(Number(0, 1)),
+    "top_k": Field(Whole(0, 2**31 - 1), "extension; 0 = off"),
+    "min_p": Field(Number(0, 1), "extension"),
+    "typical_p": Field(Number(0, 1), "extension"),
+    "repeat_penalty": Field(Number(0.01, 10), "extension; 1 = off"),
+    "repeat_last_n": Field(Whole(-1, 2**31 - 1), "extension; tokens looked back on, -1 = the whole context"),
+    "presence_penalty": Field(Number(-2, 2)),
+    "frequency_penalty": Field(Number(-2, 2)),
+    "seed": Field(Seed(), "same seed, same answer"),
+    "stop": Field(STOP, "the answer ends before these"),
+    "n": Field(Whole(1, MAX_CHOICES), "answers; made one after the other"),
+    "logit_bias": Field(Bias()),
+    "ignore_eos": Field(Flag(), "extension, for benchmarks: go on to max_tokens"),
+    "keep_alive": Field(Duration(), "extension; how long the model stays loaded afterwards, negative = for ever"),
+    **_NO_EFFECT,
+}
+
+CHAT = Record(
+    {
+        **_COMMON,
+        "messages": Field(Messages(), required=True),
+        "max_completion_tokens": Field(Whole(1, 2**31 - 1), "longest answer; wins over max_tokens"),
+        "logprobs": Field(Flag()),
+        "top_logprobs": Field(Whole(0, 20)),
+        "tools": Field(Tools()),
+        "tool_choice": Field(TOOL_CHOICE),
+        "parallel_tool_calls": Field(Flag()),
+        "response_format": Field(RESPONSE_FORMAT),
+        "chat_template_kwargs": Field(Opaque(64), "extension; variables for the model's chat template"),
+        "reasoning_effort": Field(
+            OneOf(("none", "minimal", "low", "medium", "high", "xhigh")),
+            "given to the chat template as a variable of this name",
+        ),
+        "modalities": Field(Only((["text"],), "models here answer with text")),
+        "audio": Field(Only((), "models here answer with text")),
+        "web_search_options": Field(Only((), "the gateway searches nothing", "give the model a search tool")),
+        "prediction": Field(NoEffect(), "no effect: a guess of the answer, to speed it up"),
+        "verbosity": Field(NoEffect(), "no effect: ask for it in the prompt"),
+        "functions": Field(Only((), "the old form", "use tools")),
+        "function_call": Field(Only((), "the old form", "use tool_choice")),
+    }
+)
+
+PROMPT = Either(
+    "a string, a list of strings or token ids",
+    (
+        (_is_text, Text()),
+        (_is_tokens, Tokens(MAX_TOKENS)),
+        (
+            _is_list,
+            ListOf(Either("a string or token ids", ((_is_text, Text()), (_is_tokens, Tokens(MAX_TOKENS)))), 16, low=1),
+        ),
+    ),
+)
+
+COMPLETION = Record(
+    {
+        **_COMMON,
+        "prompt": Field(PROMPT, required=True),
+        "logprobs": Field(Whole(0, 20)),
+        "echo": Field(Only((False,), "the prompt is not sent back")),
+        "best_of": Field(Only((1,), "one answer is made for each that is returned", "use n")),
+        "suffix": Field(Only(("",), "text after the gap is not supported")),
+    }
+)
+
+_INPUT_ITEM: Check = Either("a string or token ids", ((_is_text, Text(empty=False)), (_is_tokens, Tokens(MAX_TOKENS))))
+
+EMBEDDING = Record(
+    {
+        "model": _COMMON["model"],
+        "input": Field(
+            Either(
+                "a string, a list of strings, or token ids",
+                (
+                    (_is_text, Text(empty=False)),
+                    (_is_tokens, Tokens(MAX_TOKENS)),
+                    (_is_list, ListOf(_INPUT_ITEM, MAX_INPUTS, low=1)),
+                ),
+            ),
+            required=True,
+        ),
+        "encoding_format": Field(OneOf(("float", "base64"))),
+        "dimensions": Field(Whole(1, 65_536), "must be the model's own width"),
+        "keep_alive": _COMMON["keep_alive"],
+        **_NO_EFFECT,
+    }
+)
+
+
+@dataclass(slots=True)
+class Ask:
+    """A checked request: what the gateway needs to know, and the body for the worker (without streaming fields).
+
+    ``prompts`` is set when more than one prompt came in one request; ``choices`` is ``n``.
+    ``shaped``: tools or a response format are involved. ``keep_alive_s`` None = the setting.
+    """
+
+    model: str
+    body: dict[str, Any]
+    stream: bool = False
+    include_usage: bool = False
+    choices: int = 1
+    keep_alive_s: float | None = None
+    prompts: list[Any] = field(default_factory=list)
+    shaped: bool = False
+
+    @property
+    def parts(self) -> int:
+        """How many answers are made in all."""
+        return self.choices * max(1, len(self.prompts))
+
+
+def _ask(body: dict[str, Any]) -> Ask:
+    options = body.pop("stream_options", None)
+    stream = body.pop("stream", False)
+    if options and not stream:
+        raise InvalidInput("'stream_options' needs 'stream': true", field="stream_options")
+    return Ask(
+        model=body["model"],
+        body=body,
+        stream=stream,
+        include_usage=bool(options and options.get("include_usage")),
+        choices=body.pop("n", 1),
+        keep_alive_s=body.pop("keep_alive", None),
+    )
+
+
+def parse_chat(given: dict[str, Any]) -> Ask:
+    """Check a chat request.
+
+    Raises:
+        InvalidInput, UnknownField, UnsupportedRequest, BodyTooLarge: with ``field``.
+    """
+    body = CHAT(given, "")
+    ask = _ask(body)
+    if "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise InvalidInput("'top_logprobs' needs 'logprobs': true", field="top_logprobs")
+    if effort := body.pop("reasoning_effort", None):
+        body["chat_template_kwargs"] = {"reasoning_effort": effort, **body.get("chat_template_kwargs", {})}
+    _check_tools(body)
+    if body.get("response_format", {}).get("type") == "text":
+        del body["response_format"]
+    ask.shaped = (
+        "tools" in body
+        or "response_format" in body
+        or any(message["role"] == "tool" or "tool_calls" in message for message in body["messages"])
+    )
+    return ask
+
+
+def _check_tools(body: dict[str, Any]) -> None:
+    names = {tool["function"]["name"] for tool in body.get("tools", ())}
+    choice = body.get("tool_choice")
+    if not names:
+        body.pop("tools", None)
+        body.pop("parallel_tool_calls", None)
+        if choice not in (None, "none", "auto"):
+            raise InvalidInput("'tool_choice' needs 'tools'", field="tool_choice")
+        body.pop("tool_choice", None)
+    elif isinstance(choice, dict) and choice["function"]["name"] not in names:
+        raise InvalidInput("'tool_choice' names a function that is not in 'tools'", field="tool_choice.function.name")
+    wanted = body.get("response_format")
+    if wanted and wanted["type"] == "json_schema" and "json_schema" not in wanted:
+        raise InvalidInput("'response_format.json_schema' is required", field="response_format.json_schema")
+
+
+def parse_completion(given: dict[str, Any]) -> Ask:
+    """Check a text completion request.
+
+    Raises:
+        InvalidInput, UnknownField, UnsupportedRequest, BodyTooLarge: with ``field``.
+    """
+    body = COMPLETION(given, "")
+    ask = _ask(body)
+    prompt = body["prompt"]
+    if type(prompt) is list and type(prompt[0]) is not int:
+        if len(prompt) == 1:
+            body["prompt"] = prompt[0]
+        else:
+            ask.prompts = prompt
+    if ask.parts > MAX_CHOICES:
+        raise InvalidInput(f"prompts × n is more than {MAX_CHOICES}", field="n", limit=MAX_CHOICES)
+    return ask
+
+
+def parse_embedding(given: dict[str, Any]) -> Ask:
+    """Check an embedding request.
+
+    Raises:
+        InvalidInput, UnknownField, UnsupportedRequest, BodyTooLarge: with ``field``.
+    """
+    body = EMBEDDING(given, "")
+    return Ask(model=body["model"], body=body, keep_alive_s=body.pop("keep_alive", None))

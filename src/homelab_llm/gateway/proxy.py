@@ -1,0 +1,286 @@
+"""Proxy: from a checked request to a worker's reply at the client. The one place where the two ends meet.
+
+Order: resolve the name → lease (waits, loads) → shape → worker → client → lease ends. Whatever happens, the lease
+ends exactly once and the worker's connection is closed or pooled.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from homelab_llm.core.errors import EngineReplyInvalid, HomelabError, UnsupportedRequest
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.shaping import ReplyShape
+from homelab_llm.gateway.dialects.openai import Ask
+from homelab_llm.gateway.engine_errors import error_from, error_of
+from homelab_llm.gateway.exchange import Exchange
+from homelab_llm.gateway.seams import Catalogue, Fleet, Lease, Shaper
+from homelab_llm.gateway.sse import Passage
+from homelab_llm.gateway.upstream import Connection, Upstream, UpstreamGarbled, UpstreamLost
+from homelab_llm.gateway.weave import Weave
+
+CHAT_PATH = b"/v1/chat/completions"
+COMPLETION_PATH = b"/v1/completions"
+EMBEDDING_PATH = b"/v1/embeddings"
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+
+
+class Sink(Protocol):
+    """Takes a worker's stream and gives what of it goes to the client."""
+
+    usage: dict[str, Any] | None
+    progress: tuple[int, int] | None
+    error: dict[str, Any] | None
+    done: bool
+
+    def feed(self, data: bytes) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Call:
+    """One answer to be made by a worker: choice ``index`` of the reply."""
+
+    body: dict[str, Any]
+    index: int = 0
+    new_prompt: bool = True
+
+
+class Proxy:
+    """Serves inference requests.
+
+    Args:
+        stall_s: a worker that streams nothing for this long is ended.
+        on_stall: told the model of a silent worker; ends that worker.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        fleet: Fleet,
+        shaper: Shaper,
+        upstream: Upstream,
+        *,
+        stall_s: float,
+        on_stall: Callable[[StoredModel], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self._fleet = fleet
+        self._shaper = shaper
+        self._upstream = upstream
+        self._stall_s = stall_s
+        self._on_stall = on_stall
+
+    async def generate(self, exchange: Exchange, ask: Ask, path: bytes) -> None:
+        """Chat and text completion.
+
+        Raises:
+            HomelabError: for the client, before or after its stream began.
+        """
+        model = self._resolve(exchange, ask, embedding=False)
+        exchange.comments = ask.stream
+        exchange.waiting_for = lambda: self._standing(model.name)
+        lease = await self._lease(exchange, ask, model)
+        try:
+            shape = None
+            body = ask.body
+            if ask.shaped:
+                shaped = self._shaper.shape(body, model.facts, lease.traits)
+                body, shape = shaped.body, shaped.reply
+            body["model"] = model.name
+            if ask.stream or shape or ask.parts > 1 or not lease.traits.notices_abort:
+                await self._stream(exchange, ask, path, lease, body, shape=shape)
+            else:
+                await self._whole(exchange, path, lease, body)
+        finally:
+            lease.release()
+            if exchange.stalled:
+                self._on_stall(model)
+
+    async def embed(self, exchange: Exchange, ask: Ask) -> None:
+        """Embeddings; never streamed, so a stall is bounded by the request's deadline."""
+        model = self._resolve(exchange, ask, embedding=True)
+        width = model.facts.embedding_width
+        dimensions = ask.body.pop("dimensions", None)
+        if dimensions is not None and dimensions != width:
+            raise UnsupportedRequest(
+                f"this model's embeddings have {width or 'a fixed number of'} dimensions",
+                hint="leave 'dimensions' out",
+                field="dimensions",
+                width=width,
+            )
+        lease = await self._lease(exchange, ask, model)
+        try:
+            await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": model.name})
+        finally:
+            lease.release()
+
+    # --- before the worker ---
+
+    def _resolve(self, exchange: Exchange, ask: Ask, *, embedding: bool) -> StoredModel:
+        model = self._catalogue.resolve(ask.model)
+        exchange.row.model = model.name
+        exchange.row.streamed = ask.stream
+        able = model.facts.capabilities
+        if able and embedding and "embedding" not in able:
+            raise UnsupportedRequest(
+                f"{model.name} makes no embeddings", hint="mlxctl pull all-minilm:l6-v2", field="model"
+            )
+        if able and not embedding and "chat" not in able and "completion" not in able:
+            raise UnsupportedRequest(f"{model.name} makes embeddings, not answers", hint="mlxctl list", field="model")
+        return model
+
+    async def _lease(self, exchange: Exchange, ask: Ask, model: StoredModel) -> Lease:
+        lease = await self._fleet.acquire(model, exchange.request_id, keep_alive_s=ask.keep_alive_s)
+        exchange.row.wait_ms = exchange.elapsed_ms
+        return lease
+
+    def _standing(self, name: str) -> str:
+        for worker in self._fleet.status().get("workers") or ():
+            if worker.get("model") == name and worker.get("state") == "loading":
+                progress = worker.get("progress") or {}
+                return f"loading {name}: {progress.get('stage', '')} {progress.get('done', 0):.0%}"
+        return f"waiting for {name}"
+
+    # --- whole replies ---
+
+    async def _whole(self, exchange: Exchange, path: bytes, lease: Lease, body: dict[str, Any]) -> None:
+        """Pass on a reply that the worker sends whole."""
+        connection: Connection | None = None
+        try:
+            connection = await self._upstream.post(lease.socket, path, orjson.dumps(body), pooled=lease.traits.pooled)
+            content = await _read(connection)
+        except (UpstreamLost, UpstreamGarbled) as error:
+            raise await _why(lease, error) from error
+        finally:
+            if connection is not None:
+                self._upstream.finish(connection)
+        if connection.status != 200:
+            raise error_of(connection.status, content, lease.context_tokens)
+        if found := _USAGE.search(content):
+            _count(exchange, orjson.loads(found[1]))
+        await exchange.whole(200, content)
+
+    # --- streams ---
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        ask: Ask,
+        path: bytes,
+        lease: Lease,
+        body: dict[str, Any],
+        *,
+        shape: Callable[[], ReplyShape] | None,
+    ) -> None:
+        """Stream from the worker, and to the client if it asked for that; else put the reply together."""
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+        if lease.traits.progress:
+            body["return_progress"] = True
+        old_logprobs = path == COMPLETION_PATH and "logprobs" in body
+        if ask.stream and ask.parts == 1 and shape is None and not old_logprobs:
+            passage = Passage(keep_usage=ask.include_usage)
+            await self._run(exchange, path, lease, body, passage, to_client=True)
+            _count(exchange, passage.usage)
+            await exchange.end()
+            return
+        weave = Weave(
+            chat=path == CHAT_PATH,
+            stream=ask.stream,
+            include_usage=ask.include_usage,
+            shape=shape,
+            old_logprobs=old_logprobs,
+        )
+        for call in _calls(ask, body):
+            weave.begin(call.index, new_prompt=call.new_prompt)
+            await self._run(exchange, path, lease, call.body, weave, to_client=ask.stream)
+        _count(exchange, weave.usage)
+        if ask.stream:
+            await exchange.write(weave.close())
+            await exchange.end()
+        else:
+            await exchange.json(weave.reply())
+
+    async def _run(
+        self, exchange: Exchange, path: bytes, lease: Lease, body: dict[str, Any], sink: Sink, *, to_client: bool
+    ) -> None:
+        """One request to the worker through ``sink``; returns when its stream is complete.
+
+        Raises:
+            HomelabError: the worker refused, failed, stalled or died; or the client's request was ended.
+        """
+        connection: Connection | None = None
+        exchange.stall_s = self._stall_s
+        exchange.heard_s = time.monotonic()
+        exchange.waiting_for = lambda: _prefill(sink)
+        try:
+            connection = await self._upstream.post(lease.socket, path, orjson.dumps(body), pooled=lease.traits.pooled)
+            if connection.status != 200:
+                raise error_of(connection.status, await _read(connection), lease.context_tokens)
+            while data := await connection.block():
+                if b"data:" in data:  # a comment is no sign of life: llama.cpp's HTTP thread sends them by itself
+                    exchange.heard_s = time.monotonic()
+                if (block := sink.feed(data)) and to_client:
+                    exchange.writing_s, exchange.heard_s = exchange.heard_s, 0.0
+                    await exchange.write(block)
+                    exchange.writing_s, exchange.heard_s = 0.0, time.monotonic()
+                if sink.error is not None:
+                    raise error_from(sink.error, lease.context_tokens)
+            if not sink.done:
+                raise UpstreamLost("the worker ended its stream early")
+        except (UpstreamLost, UpstreamGarbled) as error:
+            raise await _why(lease, error) from error
+        finally:
+            exchange.heard_s = exchange.writing_s = 0.0
+            if connection is not None:
+                self._upstream.finish(connection)
+
+
+def _calls(ask: Ask, body: dict[str, Any]) -> list[Call]:
+    """One call for each answer; a given seed grows by one with each choice, so that they differ."""
+    calls: list[Call] = []
+    for number, prompt in enumerate(ask.prompts or [None]):
+        for choice in range(ask.choices):
+            own = dict(body)
+            if prompt is not None:
+                own["prompt"] = prompt
+            if choice and own.get("seed", -1) >= 0:
+                own["seed"] = (own["seed"] + choice) % (2**32 - 1)
+            calls.append(Call(own, number * ask.choices + choice, new_prompt=choice == 0))
+    return calls
+
+
+async def _read(connection: Connection) -> bytes:
+    parts = [await connection.block()]
+    while parts[-1]:
+        parts.append(await connection.block())
+    return b"".join(parts)
+
+
+async def _why(lease: Lease, error: Exception) -> HomelabError:
+    """The typed reason why a worker broke off; garbled replies do not mean that it died."""
+    if isinstance(error, UpstreamGarbled):
+        return EngineReplyInvalid(str(error))
+    return await lease.failure()
+
+
+def _prefill(sink: Sink) -> str:
+    if sink.progress is None:
+        return "waiting for the first token"
+    return f"reading the prompt: {sink.progress[0]} of {sink.progress[1]} tokens"
+
+
+def _count(exchange: Exchange, usage: dict[str, Any] | None) -> None:
+    """Write a reply's token counts into the record."""
+    if not usage:
+        return
+    row = exchange.row
+    row.prompt_tokens = usage.get("prompt_tokens") or 0
+    row.completion_tokens = usage.get("completion_tokens") or 0
+    row.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
