@@ -31,7 +31,6 @@ MAX_REDIRECTS = 8
 MAX_RETRY_AFTER_S = 60.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_BLOCK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +259,10 @@ class HttpClient:
     def _chunks(self, reply: httpx2.Response, url: str, length: int | None) -> Iterator[bytes]:
         import httpx2
 
+        # unbuffered, or a trickle would hide in the buffer
         received, window_bytes, window_since = 0, 0, self.monotonic_s()
         try:
-            for chunk in reply.iter_raw(_BLOCK_BYTES):
+            for chunk in reply.iter_raw():
                 received += len(chunk)
                 window_bytes += len(chunk)
                 if length is not None and received > length:

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, "RepoNotFound")
 
-    def _api(self, repo: str, revision: str, answer: object) -> None:
+    def _api(self, repo: str, revision: str, answer: Callable[[str], None]) -> None:
         hub = self.hub
         if hub.faults.api_status and hub.take_fault().api_status:
             self._error(hub.faults.api_status, hub.faults.error_code, hub.faults.retry_after)
@@ -173,7 +173,6 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in {"main", hub.commit(repo)}:
             self._error(404, "RevisionNotFound")
         else:
-            assert callable(answer)  # noqa: S101
             answer(repo)
 
     def _info(self, repo: str) -> None:
