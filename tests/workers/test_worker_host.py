@@ -221,7 +221,7 @@ async def test_an_endless_line_is_cut_off(hosts: Hosts) -> None:
     control = await hosts.talk()
     reader, writer = await asyncio.open_unix_connection(str(hosts.files["ctl"]))
     writer.write(b"x" * 300_000)
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(ConnectionError):
         while await asyncio.wait_for(reader.read(1000), 10):
             pass
     writer.close()

@@ -47,15 +47,19 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_LINE_BYTES)
         return cls(reader, writer, peer_pid)
 
-    async def hello(self, expected: Mapping[str, Any]) -> dict[str, Any]:
+    async def hello(self, expected: Mapping[str, Any]) -> dict[str, Any] | None:
         """The host's first message, when every field of ``expected`` is in it and the kernel confirms its pid.
+
+        None when the host ended before it could greet.
 
         Raises:
             EngineReplyInvalid: somebody else answers, or another version of the protocol.
         """
         hello = await self.receive()
-        wrong = [key for key, value in expected.items() if hello is None or hello.get(key) != value]
-        if hello is None or hello.get("type") != "hello" or wrong or hello.get("host_pid") != self.peer_pid:
+        if hello is None:
+            return None
+        wrong = [key for key, value in expected.items() if hello.get(key) != value]
+        if hello.get("type") != "hello" or wrong or hello.get("host_pid") != self.peer_pid:
             raise EngineReplyInvalid(
                 f"the worker's identity is not proven: wrong {', '.join(wrong) or 'greeting'}", wrong=wrong
             )

@@ -42,6 +42,11 @@ def recorded_engine(path: Path, nonce: str) -> processes.Identity | None:
     return (engine[0], engine[1]) if record.get("nonce") == nonce and engine else None
 
 
+def recorded_exit(path: Path) -> dict[str, Any] | None:
+    """The exit reason a host left in its file, for when it could not be told."""
+    return _json(path) or None
+
+
 async def sweep(home: Home, keep: Collection[str]) -> list[str]:
     """End workers of an earlier daemon and remove what lies about; gives the ids of workers that still lived.
 
@@ -76,12 +81,16 @@ def _age(paths: list[Path]) -> float:
 
 
 def _record(path: Path) -> dict[str, Any]:
+    record = _json(path)
+    return record if record.get("boot_id") == processes.boot_id() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    same_boot = isinstance(record, dict) and record.get("boot_id") == processes.boot_id()
-    return record if same_boot else {}
+    return content if isinstance(content, dict) else {}
 
 
 async def _end(files: WorkerFiles) -> bool:

@@ -22,7 +22,6 @@ _CONNECT_PAUSE_S = 0.005
 _FIRST_MEASURE_S = 0.3
 _INSIST_S = 2.0
 _PROGRESS_STEP = 0.005
-_GROWTH = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,6 @@ class Worker:
         self._groups: list[processes.Identity] = []
         self._engine_pid: int | None = None
         self._memory_bytes = 0
-        self._told_bytes = 0
         self._measured = asyncio.Event()
         self._end_within_s: float | None = None
         self._insisting: asyncio.Task[None] | None = None
@@ -111,7 +109,6 @@ class Worker:
             self._settle(error)
             self._report(vocabulary.LoadFailed(self._files.worker_id, error))
             return error
-        self._told_bytes = self._memory_bytes
         self._report(vocabulary.Loaded(self._files.worker_id, self._memory_bytes))
         while not listening.done():
             await asyncio.wait({listening}, timeout=self._lifetimes.measure_s)
@@ -183,6 +180,9 @@ class Worker:
                 "host_pid": host.pid,
             }
         )
+        if hello is None:
+            await host.wait()
+            raise self._error(None, loading=True)
         self._know_engine(hello.get("engine_pid"), hello.get("engine_start_time"))
         if self._end_within_s is not None:
             control.send({"cmd": "drain", "term_s": self._end_within_s})
@@ -227,9 +227,6 @@ class Worker:
     def _on_stats(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._measured.set()
-        if self._told_bytes and memory_bytes > self._told_bytes * _GROWTH:
-            self._told_bytes = memory_bytes
-            self._report(vocabulary.Measured(self._files.worker_id, memory_bytes))
 
     def _ask_stats(self) -> None:
         """The host measures, in its own process: reading a large process's memory map takes a while."""
@@ -249,6 +246,7 @@ class Worker:
 
     def _error(self, reason: dict[str, Any] | None, *, loading: bool) -> EngineError:
         plan = self._plan
+        reason = reason or graves.recorded_exit(self._files["exit"])
         return error_of(reason, model=plan.model.name, engine=plan.engine, log=self._files.log.name, loading=loading)
 
     def _settle(self, error: HomelabError | None) -> None:
