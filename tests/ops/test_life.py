@@ -22,7 +22,7 @@ from homelab_llm.ops.life import live
 
 class House:
     addresses = ["127.0.0.1:4321"]
-    warnings = ["a port was taken"]
+    warnings = [{"text": "a port was taken", "hint": "free it"}]
     async def start(self):
         home.daemon_sock.touch()
         if "fail" in sys.argv:
@@ -70,7 +70,7 @@ def test_a_signal_drains_and_ends_with_zero_leaving_nothing(home: Home, number: 
                 record = json.loads(home.daemon_json.read_text())
                 assert record["pid"] == process.pid
                 assert record["listeners"] == ["127.0.0.1:4321"]
-                assert record["warnings"] == ["a port was taken"]
+                assert record["warnings"] == [{"text": "a port was taken", "hint": "free it"}]
                 assert record["managed"] is True
                 process.send_signal(number)
                 assert manager.recv(100) == b"STOPPING=1"

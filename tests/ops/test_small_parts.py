@@ -18,7 +18,12 @@ from homelab_llm.ops.record import DaemonRecord, read_record, write_record
 from homelab_llm.ops.tail import follow, last_lines
 
 RECORD = DaemonRecord(
-    pid=7, version="1.2", started_unix_s=3.5, socket="/x/daemon.sock", listeners=["127.0.0.1:1"], warnings=["w"]
+    pid=7,
+    version="1.2",
+    started_unix_s=3.5,
+    socket="/x/daemon.sock",
+    listeners=["127.0.0.1:1"],
+    warnings=[{"text": "w", "hint": "h"}],
 )
 
 

@@ -28,8 +28,8 @@ class House(Protocol):
         ...
 
     @property
-    def warnings(self) -> Sequence[str]:
-        """What is worse than it should be, for people."""
+    def warnings(self) -> Sequence[dict[str, str]]:
+        """What is worse than it should be: ``{text, hint}``."""
         ...
 
     async def start(self) -> None: ...

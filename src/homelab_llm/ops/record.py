@@ -17,7 +17,8 @@ from homelab_llm.core.paths import Home
 class DaemonRecord:
     """Who runs and where it listens; ``listeners`` are the actual addresses, ports included.
 
-    ``engine`` is the engine it prefers; ``managed`` says that a service manager started it and would miss it.
+    ``warnings`` are ``{text, hint}``; ``engine`` is the engine it prefers; ``managed`` says that a service manager
+    started it and would miss it.
     """
 
     pid: int
@@ -25,7 +26,7 @@ class DaemonRecord:
     started_unix_s: float
     socket: str
     listeners: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[dict[str, str]] = field(default_factory=list)
     engine: str = "auto"
     managed: bool = False
 

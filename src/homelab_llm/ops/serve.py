@@ -59,7 +59,7 @@ def command(engines: Sequence[Engine] | None = None) -> Verb:
             chosen = _flags(listen, flags)
             settings = _settings(source, invocation.environ, chosen)
             _configure_logs(home, settings, foreground_console="log" not in chosen)
-            _run(home, settings, engines, invocation.environ, named=tuple(listen), source=source, flags=chosen)
+            _run(home, settings, engines, invocation.environ, named=bool(listen), source=source, flags=chosen)
 
     return serve
 
@@ -134,7 +134,7 @@ def _run(
     engines: Sequence[Engine] | None,
     environ: Mapping[str, str],
     *,
-    named: Sequence[str],
+    named: bool,
     source: Path,
     flags: Mapping[str, Mapping[str, Any]],
 ) -> None:

@@ -109,8 +109,8 @@ def _tell(invocation: Invocation, word: str) -> None:
         return [f"{word} (pid {record.pid}, {record.version}, up {up})", *(f"http://{a}" for a in record.listeners)]
 
     invocation.output.result(data, lines)
-    for text in record.warnings if record else ():
-        invocation.output.warning(text)
+    for warning in record.warnings if record else ():
+        invocation.output.warning(warning["text"], warning["hint"])
 
 
 def _shown(record: DaemonRecord) -> dict[str, object]:

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import click
 
 from homelab_llm.interface.cli.exit_codes import EXIT_CODES
+from homelab_llm.interface.cli.invocation import shared_options
 from homelab_llm.interface.cli.tree import mlxctl
 from homelab_llm.ops.serve import serve
 
 
 def render() -> str:
     """The page in Markdown: every verb with its arguments and options, and the exit codes."""
-    lines = ["# Command line", "", _text(mlxctl), "", *_options(mlxctl), ""]
+    lines = ["# Command line", "", _text(mlxctl), "", "Options of `mlxctl` itself, the last three of every verb:", ""]
+    lines += [*_options(mlxctl, shared=True), ""]
     for path, command in verbs():
         lines += [
             f"## {path}",
@@ -58,15 +60,23 @@ def _usage(path: str, command: click.Command) -> str:
 
 
 def _text(command: click.Command) -> str:
-    return inspect.cleandoc(command.help or "").replace("\n\n", "\n\n").strip()
+    return inspect.cleandoc(command.help or "").strip()
 
 
-def _options(command: click.Command) -> list[str]:
+def _options(command: click.Command, *, shared: bool = False) -> list[str]:
+    """The options of a verb; those that every verb takes only with ``shared``."""
     context = click.Context(command, info_name=command.name)
-    rows = [found for parameter in command.get_params(context) if (found := parameter.get_help_record(context))]
+    known = {option.name for option in shared_options()}
+    chosen = [
+        parameter
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+        and (shared or (parameter.name not in known and "--help" not in parameter.opts))
+    ]
+    rows = [found for option in chosen if (found := option.get_help_record(context))]
     if not rows:
         return []
-    return ["| option | meaning |", "|---|---|", *(f"| `{name}` | {_cell(text)} |" for name, text in rows)]
+    return ["| option | meaning |", "|---|---|", *(f"| `{_cell(name)}` | {_cell(text)} |" for name, text in rows)]
 
 
 def _cell(text: str) -> str:
