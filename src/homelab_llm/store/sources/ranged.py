@@ -25,6 +25,7 @@ class RangedFile(io.RawIOBase):
     def __init__(self, client: HttpClient, url: str) -> None:
         super().__init__()
         self._client, self._url = client, url
+        self.until = 0  # where the reads that come now end; requests do not ask for more
         self._at = 0
         self._stream = ExitStack()
         self._chunks: Iterator[bytes] = iter(())
@@ -70,18 +71,30 @@ class RangedFile(io.RawIOBase):
         super().close()
 
     def _forward(self, wanted: int) -> bytes:
-        """Read on from the open reply, or open one at the position; short only at the end of the reply."""
-        if self._stream_at != self._at:
-            self._stream.close()
-            body = self._stream.enter_context(self._client.stream(self._url, start=self._at, stop=self.length))
-            if body.start != self._at:
-                raise SourceUnavailable("the package index does not serve parts of files")
-            self._chunks, self._left, self._stream_at = body.chunks, b"", self._at
-        parts, have = [self._left], len(self._left)
-        while have < wanted and (chunk := next(self._chunks, b"")):
-            parts.append(chunk)
-            have += len(chunk)
-        joined = b"".join(parts)
-        self._left = joined[wanted:]
-        self._stream_at += min(wanted, have)
-        return joined[:wanted]
+        """Read on from the open reply, and from the next one when it ends before ``wanted`` bytes."""
+        parts: list[bytes] = []
+        have = 0
+        while have < wanted:
+            position = self._at + have
+            fresh = self._stream_at != position
+            if fresh:
+                self._open(position)
+            piece = self._left or next(self._chunks, b"")
+            if not piece:
+                if fresh:
+                    raise SourceUnavailable("the package index sent nothing for a part of the file")
+                self._stream_at = -1
+                continue
+            piece, self._left = piece[: wanted - have], piece[wanted - have :]
+            parts.append(piece)
+            have += len(piece)
+            self._stream_at += len(piece)
+        return b"".join(parts)
+
+    def _open(self, position: int) -> None:
+        self._stream.close()
+        stop = self.until if self.until > position else self.length
+        body = self._stream.enter_context(self._client.stream(self._url, start=position, stop=stop))
+        if body.start != position:
+            raise SourceUnavailable("the package index does not serve parts of files")
+        self._chunks, self._left, self._stream_at = body.chunks, b"", position
