@@ -126,10 +126,14 @@ class BlobStore:
         """
         with self._layout.locked():
             self._pins.add(digest)
-            failpoint("store.blob.pinned")
-            publish(part, self._layout.blob(digest))
-            part.unlink(missing_ok=True)  # rename does nothing when both are links to one inode
-            failpoint("store.blob.renamed")
+            try:
+                failpoint("store.blob.pinned")
+                publish(part, self._layout.blob(digest))
+                part.unlink(missing_ok=True)  # rename does nothing when both are links to one inode
+                failpoint("store.blob.renamed")
+            except BaseException:
+                self._pins.release([digest])
+                raise
 
     def put_locked(self, content: bytes) -> Digest:
         """Store a small document at once; the caller holds the store's lock until something refers to it."""

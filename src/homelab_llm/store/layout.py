@@ -128,8 +128,8 @@ class Layout:
             StoreDamaged: see ``check``.
             DiskFull: no room even for that.
         """
+        self.check()
         if self.marker.exists() and self.blobs.is_dir() and self.tmp.is_dir():
-            self.check()
             return
         with disk_full_is_typed(self.root):
             for folder in (self.blobs, self.tmp, self.views):
@@ -142,7 +142,6 @@ class Layout:
                     failpoint("store.layout.index")
                     write_atomic(self.marker, json.dumps(_MARKER).encode())
                 sync_folder(self.blobs.parent)
-        self.check()
 
     def check(self) -> None:
         """See that a store which exists is one this version can read.
@@ -153,7 +152,9 @@ class Layout:
         """
         try:
             content = read_small(self.marker, MAX_DOCUMENT_BYTES)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if not self.index.exists() and self.blobs.is_dir() and any(self.blobs.iterdir()):
+                raise damaged(self.index, "is missing, and oci-layout too") from error
             return
         try:
             version = json.loads(content)["imageLayoutVersion"]

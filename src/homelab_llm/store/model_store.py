@@ -199,11 +199,13 @@ class ModelStore:
                 and the report's ``problems`` say which.)
         """
         self._layout.check()
-        if not self._layout.marker.exists():
+        if not self._layout.blobs.is_dir():
             return PruneReport()
         with self._layout.locked():
             now = time.time()
             index = read_index(self._layout)
+            if not self._layout.marker.exists():  # its first use was killed: there is nothing but litter
+                return free_leftovers(self._layout, index)
             freed = free_blobs(self._layout, index, all_blobs(self._layout), now)
             freed += free_partials(self._layout, keep_partials_s, now)
             return freed + free_leftovers(self._layout, index)
