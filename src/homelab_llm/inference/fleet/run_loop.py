@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from homelab_llm.core.clock import Clock, SystemClock
-from homelab_llm.core.errors import DaemonUnavailable, HomelabError
+from homelab_llm.core.errors import DaemonUnavailable, HomelabError, WorkerCrashed, WorkerOutOfMemory, WorkerStalled
 from homelab_llm.core.errors import LoadFailed as LoadError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.waits import Wait
@@ -51,6 +51,7 @@ from homelab_llm.inference.fleet.vocabulary import (
 __all__ = ["FleetLoop", "Limits", "Planned", "Workers"]
 
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
+_DEADLY = (WorkerCrashed, WorkerOutOfMemory, WorkerStalled)
 
 
 class FleetLoop:
@@ -255,8 +256,14 @@ class FleetLoop:
         self.report(Condemn(worker_id))
 
     async def failure(self, worker_id: str) -> HomelabError:
-        """Why the worker broke off."""
-        return await self._workers.failure(worker_id)
+        """Why the worker broke off.
+
+        A worker that is dead, but not yet proven to be, gets no request from then on.
+        """
+        error = await self._workers.failure(worker_id)
+        if worker_id in self._running and isinstance(error, _DEADLY):
+            self.condemn(worker_id)
+        return error
 
     # --- requests -------------------------------------------------------------------------------------------
 

@@ -284,7 +284,10 @@ class Scheduler:
             self._fail(queue, event.error or refusals.ended_while_loading(queue.demand.name))
         elif queue.worker is worker:
             queue.worker = None
-            book.notify("failed", queue, event.error.message if event.error else "the worker ended")
+            if event.error is None:
+                book.notify("unloaded", queue)
+            else:
+                book.notify("failed", queue, event.error.message)
         else:
             book.notify("unloaded", queue)
         book.appetite(queue)

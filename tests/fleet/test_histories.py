@@ -1,0 +1,84 @@
+"""Generated lives of a fleet: what must hold at every step of every one, and what the checks themselves can see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homelab_llm.inference.fleet.ledger import Ledger
+from homelab_llm.inference.fleet.state import Worker
+from homelab_llm.inference.fleet.vocabulary import Submit
+from homelab_llm.testing.histories import run_history
+
+HISTORIES = 2000
+
+
+@pytest.mark.requirement("R-F5", "R-F6", "B-2")
+def test_thousands_of_histories_stay_within_budget_and_slots_and_end_every_request_once() -> None:
+    reports = [run_history(seed) for seed in range(HISTORIES)]
+    assert [violation for report in reports for violation in report.violations] == []
+    assert sum(report.granted for report in reports) > 10 * HISTORIES
+    assert sum(report.evictions for report in reports) > HISTORIES
+    assert sum(report.cancelled for report in reports) > HISTORIES / 2
+
+
+@given(seed=st.integers(HISTORIES, 2**63), arrivals=st.integers(1, 120))
+@settings(max_examples=150, deadline=None)
+def test_longer_and_shorter_histories_hold_too(seed: int, arrivals: int) -> None:
+    assert run_history(seed, arrivals=arrivals).violations == []
+
+
+def test_a_history_is_the_same_each_time() -> None:
+    assert run_history(7) == run_history(7)
+
+
+def _over_granting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "open", property(lambda worker: worker.state == "ready"))
+
+
+def _nothing(book: Ledger, worker: Worker) -> None:
+    """A move that is not made."""
+
+
+def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "grant_waiting", _nothing)
+
+
+def _early_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Ledger.end
+
+    def end_and_forget(book: Ledger, worker: Worker, reason: str, *, kill: bool = False) -> None:
+        end(book, worker, reason, kill=kill)
+        book.reserved_bytes -= worker.reserved_bytes
+        worker.reserved_bytes = 0
+
+    monkeypatch.setattr(Ledger, "end", end_and_forget)
+
+
+def _asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "idle", _nothing)
+
+
+def _busy_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "idle", property(lambda worker: worker.state == "ready"))
+
+
+def _twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    grant = Ledger.grant
+
+    def grant_twice(book: Ledger, worker: Worker, request: Submit) -> None:
+        grant(book, worker, request)
+        book.out.append(book.out[-1])
+
+    monkeypatch.setattr(Ledger, "grant", grant_twice)
+
+
+@pytest.mark.parametrize("defect", [_over_granting, _forgetful, _early_release, _asleep, _busy_evicted, _twice])
+def test_the_checks_see_a_scheduler_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, defect: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    defect(monkeypatch)
+    assert any(run_history(seed).violations for seed in range(60))

@@ -1,0 +1,550 @@
+"""The run loop on workers that live in memory: leases, cancelling, progress, time, and what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.errors import (
+    DaemonUnavailable,
+    EngineUnavailable,
+    HomelabError,
+    QueueFull,
+    WorkerCrashed,
+)
+from homelab_llm.core.errors import (
+    LoadFailed as LoadError,
+)
+from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.traits import WorkerTraits
+from homelab_llm.core.waits import Wait
+from homelab_llm.gateway.seams import Fleet
+from homelab_llm.inference.engines.base import Footprint, LaunchPlan
+from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
+from homelab_llm.inference.fleet.vocabulary import Demand, Event, Loaded, LoadFailed, LoadProgress, WorkerExit
+from homelab_llm.testing.clock import FakeClock
+from homelab_llm.testing.events import eventually
+
+TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, json_schema=True, tools=True)
+BOUND_S = 10.0
+
+
+@dataclasses.dataclass
+class Info:
+    pid: int
+    memory_bytes: int
+
+
+class MemoryWorkers:
+    """Workers that are only records. They load and die at once, or when the test says so."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self.report = report
+        self.loads_by_itself = True
+        self.dies_by_itself = True
+        self.plans: dict[str, LaunchPlan] = {}
+        self.memory_bytes = 0
+        self.killed: list[str] = []
+        self.started = 0
+
+    def sockets(self, worker_id: str) -> Path:
+        return Path(f"/run/{worker_id}.http")
+
+    def start(self, worker_id: str, plan: LaunchPlan) -> None:
+        self.started += 1
+        self.plans[worker_id] = plan
+        if self.loads_by_itself:
+            asyncio.get_running_loop().call_soon(self.report, Loaded(worker_id))
+
+    def drain(self, worker_id: str) -> None:
+        if self.dies_by_itself:
+            asyncio.get_running_loop().call_soon(self.die, worker_id, None)
+
+    def kill(self, worker_id: str) -> None:
+        self.killed.append(worker_id)
+        self.drain(worker_id)
+
+    def die(self, worker_id: str, error: HomelabError | None) -> None:
+        if self.plans.pop(worker_id, None) is not None:
+            self.report(WorkerExit(worker_id, error))
+
+    def info(self, worker_id: str) -> Info | None:
+        return Info(4711, self.memory_bytes) if worker_id in self.plans else None
+
+    async def failure(self, worker_id: str) -> HomelabError:
+        return WorkerCrashed(f"{worker_id} was killed")
+
+    async def close(self) -> None:
+        for worker_id in list(self.plans):
+            self.die(worker_id, None)
+
+    @property
+    def only(self) -> str:
+        (worker_id,) = self.plans
+        return worker_id
+
+
+def model(name: str = "tiny:1b") -> StoredModel:
+    return StoredModel(name, Digest.of(name.encode()), ModelFacts("gguf", "fake", 10))
+
+
+class Rig:
+    """A fleet on memory workers; ``plans`` counts how often a model was planned."""
+
+    def __init__(self, **more: Any) -> None:
+        self.footprints: dict[str, int] = {}
+        self.plans = 0
+        self.refusal: HomelabError | None = None
+        self.broken: HomelabError | None = None
+        self.footprint: Footprint | None = None
+        self.clock = FakeClock()
+        self.workers: MemoryWorkers
+        arguments: dict[str, Any] = {"budget_bytes": 100, "limits": Limits(keep_alive_s=-1.0), "clock": self.clock}
+        self.fleet = FleetLoop(plan=self.plan, workers=self.make_workers, **(arguments | more))
+
+    def make_workers(self, report: Callable[[Event], None]) -> MemoryWorkers:
+        self.workers = MemoryWorkers(report)
+        return self.workers
+
+    def plan(self, stored: StoredModel) -> Planned:
+        self.plans += 1
+        if self.refusal is not None:
+            raise self.refusal
+        footprint_bytes = self.footprints.get(stored.name, 10)
+        demand = Demand(f"{stored.digest.short}/4", stored.name, footprint_bytes, 2)
+
+        def launch(socket: Path) -> LaunchPlan:
+            if self.broken is not None:
+                raise self.broken
+            return LaunchPlan("memory", stored, ("serve", str(socket)), 2, 4096, TRAITS)
+
+        return Planned(demand, launch, "memory", 4096, TRAITS, warning="slow here", footprint=self.footprint)
+
+    @property
+    def worker(self) -> dict[str, Any]:
+        (worker,) = self.fleet.status()["workers"]
+        assert isinstance(worker, dict)
+        return worker
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    yield rig
+    await rig.fleet.close()
+
+
+def test_the_run_loop_is_the_fleet_the_gateway_asks_for() -> None:
+    fleet: Fleet = Rig().fleet
+    assert fleet.status()["workers"] == []
+
+
+@pytest.mark.requirement("R-F6")
+async def test_a_lease_tells_where_and_how_to_talk_to_the_worker(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    assert len(lease.worker_id) == 5
+    assert lease.socket == Path(f"/run/{lease.worker_id}.http")
+    assert (lease.traits, lease.context_tokens) == (TRAITS, 4096)
+    assert rig.workers.plans[lease.worker_id].argv == ("serve", str(lease.socket))
+    lease.release()
+
+
+async def test_a_loaded_model_with_a_free_slot_is_granted_without_waiting(rig: Rig) -> None:
+    (await rig.fleet.acquire(model(), "r1")).release()
+    granting = rig.fleet.acquire(model(), "r2")
+    with pytest.raises(StopIteration) as granted:
+        granting.send(None)  # runs to its end without suspending once
+    granted.value.value.release()
+    assert rig.plans == 1
+
+
+async def test_releasing_twice_gives_back_one_slot_only(rig: Rig) -> None:
+    first = await rig.fleet.acquire(model(), "r1")
+    second = await rig.fleet.acquire(model(), "r2")
+    first.release()
+    first.release()
+    assert rig.worker["leases"] == 1
+    second.release()
+    assert rig.worker["leases"] == 0
+
+
+async def test_a_request_id_that_repeats_is_another_request(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), "same") for _ in range(2)]
+    assert rig.worker["leases"] == 2
+    for lease in leases:
+        lease.release()
+    assert rig.worker["leases"] == 0
+
+
+async def test_a_waiting_request_gets_the_slot_that_is_released(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    leases[0].release()
+    third = await asyncio.wait_for(waiting, BOUND_S)
+    assert rig.worker["leases"] == 2
+    third.release()
+    leases[1].release()
+
+
+async def test_cancelling_a_waiting_request_withdraws_it(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert rig.worker["waiting"] == 0
+    for lease in leases:
+        lease.release()
+    assert rig.worker["leases"] == 0
+
+
+async def test_a_request_granted_and_cancelled_in_the_same_turn_gives_its_slot_back(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    leases[0].release()  # grants to the waiting task, which has not run yet
+    assert rig.worker["leases"] == 2
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert rig.worker["leases"] == 1
+    leases[1].release()
+
+
+async def test_a_cancelled_request_hands_its_grant_to_the_next_one(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    cancelled = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    served = asyncio.create_task(rig.fleet.acquire(model(), "r4"))
+    await eventually(lambda: rig.worker["waiting"] == 2)
+    leases[0].release()
+    cancelled.cancel()
+    (await asyncio.wait_for(served, BOUND_S)).release()
+    leases[1].release()
+    assert rig.worker["leases"] == 0
+
+
+@pytest.mark.requirement("R-F6")
+async def test_a_failed_load_is_told_to_all_that_wait_and_the_next_request_tries_again(rig: Rig) -> None:
+    rig.workers.loads_by_itself = False
+    waiting = [asyncio.create_task(rig.fleet.acquire(model(), f"r{n}")) for n in range(3)]
+    await eventually(lambda: rig.workers.plans)
+    worker_id = rig.workers.only
+    rig.workers.report(LoadFailed(worker_id, LoadError("bad file")))
+    rig.workers.die(worker_id, None)
+    errors = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), BOUND_S)
+    assert [error.code for error in errors if isinstance(error, HomelabError)] == ["load_failed"] * 3
+    assert len({id(error) for error in errors}) == 3
+    rig.workers.loads_by_itself = True
+    (await rig.fleet.acquire(model(), "r4")).release()
+
+
+async def test_a_plan_that_cannot_be_made_for_a_socket_is_a_failed_load(rig: Rig) -> None:
+    rig.broken = EngineUnavailable("the engine was removed", hint="install it")
+    with pytest.raises(EngineUnavailable):
+        await rig.fleet.acquire(model(), "r1")
+    assert rig.fleet.status()["used_bytes"] == 0
+
+
+async def test_a_model_no_engine_runs_is_refused_and_asked_for_again_next_time(rig: Rig) -> None:
+    rig.refusal = EngineUnavailable("no engine runs this")
+    with pytest.raises(EngineUnavailable):
+        await rig.fleet.acquire(model(), "r1")
+    rig.refusal = None
+    (await rig.fleet.acquire(model(), "r1")).release()
+
+
+@pytest.mark.requirement("B-6")
+async def test_a_full_queue_is_told_to_the_caller_with_its_numbers() -> None:
+    rig = Rig(limits=Limits(queue_limit=1))
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    with pytest.raises(QueueFull) as refused:
+        await rig.fleet.acquire(model(), "r4")
+    assert refused.value.facts["queue_length"] == 1
+    assert isinstance(refused.value.facts["retry_after_s"], int)
+    for lease in leases:
+        lease.release()
+    (await waiting).release()
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("B-7")
+async def test_loading_tells_its_progress_and_ends_with_ready(rig: Rig) -> None:
+    rig.workers.loads_by_itself = False
+    progress = rig.fleet.load(model(), "r1", keep_alive_s=-1.0)
+    assert await anext(progress) == Wait("loading", 0.0, 1)
+    rig.workers.report(LoadProgress(rig.workers.only, "convert", 0.5))
+    assert await anext(progress) == Wait("convert", 0.5, 1)
+    rig.workers.report(Loaded(rig.workers.only))
+    assert await anext(progress) == Wait("ready", 1.0, 0)
+    assert [wait async for wait in progress] == []
+    assert (rig.worker["state"], rig.worker["leases"]) == ("ready", 0)
+
+
+async def test_loading_a_loaded_model_is_ready_at_once(rig: Rig) -> None:
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert [wait async for wait in rig.fleet.load(model(), "r2")] == [Wait("ready", 1.0)]
+    assert rig.workers.started == 1
+
+
+async def test_a_load_that_fails_raises_for_who_watches_it(rig: Rig) -> None:
+    rig.workers.loads_by_itself = False
+    progress = rig.fleet.load(model(), "r1")
+    await anext(progress)
+    rig.workers.report(LoadFailed(rig.workers.only, LoadError("bad file")))
+    with pytest.raises(LoadError):
+        await anext(progress)
+
+
+async def test_who_stops_watching_a_load_waits_no_more(rig: Rig) -> None:
+    rig.workers.loads_by_itself = False
+    progress = rig.fleet.load(model(), "r1")
+    await anext(progress)
+    assert rig.fleet.status()["waiting"] == 1
+    await progress.aclose()  # type: ignore[attr-defined]
+    assert rig.fleet.status()["waiting"] == 0
+
+
+@pytest.mark.requirement("R-F6")
+async def test_unload_returns_when_the_worker_is_gone(rig: Rig) -> None:
+    (await rig.fleet.acquire(model(), "r1")).release()
+    worker_id = rig.workers.only
+    rig.workers.dies_by_itself = False
+    unloading = asyncio.create_task(rig.fleet.unload(model()))
+    await eventually(lambda: rig.worker["state"] == "draining")
+    assert not unloading.done()
+    rig.workers.die(worker_id, None)
+    assert await asyncio.wait_for(unloading, BOUND_S)
+    assert rig.fleet.status()["workers"] == []
+    assert not await rig.fleet.unload(model())
+    assert not await rig.fleet.unload(model("never:seen"))
+
+
+async def test_unload_waits_for_running_requests_and_by_force_does_not(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    unloading = asyncio.create_task(rig.fleet.unload(model()))
+    await eventually(lambda: rig.worker["state"] == "draining")
+    assert not unloading.done()
+    assert await asyncio.wait_for(rig.fleet.unload(model(), force=True), BOUND_S)
+    assert await asyncio.wait_for(unloading, BOUND_S)
+    assert rig.workers.killed == [lease.worker_id]
+    lease.release()
+
+
+async def test_unload_finds_a_worker_whose_plan_was_forgotten(rig: Rig) -> None:
+    (await rig.fleet.acquire(model(), "r1")).release()
+    rig.fleet.forget_plans()
+    assert await asyncio.wait_for(rig.fleet.unload(model()), BOUND_S)
+
+
+@pytest.mark.requirement("R-F6")
+async def test_when_a_worker_dies_its_lease_tells_why_and_waiting_requests_get_a_new_one(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    rig.workers.die(leases[0].worker_id, WorkerCrashed("killed"))
+    assert (await leases[0].failure()).code == "worker_crashed"
+    third = await asyncio.wait_for(waiting, BOUND_S)
+    assert third.worker_id != leases[0].worker_id
+    for lease in leases:
+        lease.release()
+    assert rig.worker["leases"] == 1
+    third.release()
+
+
+async def test_a_worker_known_to_be_dead_gets_no_request_before_the_proof_of_its_death(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    rig.workers.dies_by_itself = False  # dead, but its processes are not yet seen to be gone
+    assert (await lease.failure()).code == "worker_crashed"
+    lease.release()
+    other = await asyncio.wait_for(rig.fleet.acquire(model(), "r2"), BOUND_S)
+    assert other.worker_id != lease.worker_id
+    assert rig.fleet.status()["used_bytes"] == 20
+    other.release()
+
+
+async def test_a_condemned_worker_is_killed_and_who_waits_gets_another(rig: Rig) -> None:
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    leases[0].condemn()
+    third = await asyncio.wait_for(waiting, BOUND_S)
+    assert rig.workers.killed == [leases[0].worker_id]
+    assert third.worker_id != leases[0].worker_id
+    third.release()
+
+
+@pytest.mark.requirement("R-F5")
+async def test_an_idle_worker_ends_when_the_clock_says_so() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=300.0))
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert rig.worker["expires_in_s"] == 300.0
+    rig.clock.advance(200.0)
+    rig.fleet.tick()
+    assert rig.worker["expires_in_s"] == 100.0
+    rig.clock.advance(101.0)
+    rig.fleet.tick()
+    await eventually(lambda: not rig.fleet.status()["workers"])
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("R-F5")
+async def test_with_the_real_clock_an_idle_worker_ends_by_itself() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=0.05), clock=None)
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert rig.worker["state"] == "ready"
+    await eventually(lambda: not rig.fleet.status()["workers"])
+    await rig.fleet.close()
+
+
+async def test_with_the_real_clock_a_request_is_refused_when_it_waited_too_long() -> None:
+    rig = Rig(limits=Limits(max_wait_s=0.05), clock=None)
+    rig.workers.loads_by_itself = False
+    with pytest.raises(HomelabError) as refused:
+        await asyncio.wait_for(rig.fleet.acquire(model(), "r1"), BOUND_S)
+    assert refused.value.code == "deadline_exceeded"
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("B-2")
+async def test_two_models_that_do_not_fit_together_are_both_answered_many_times(rig: Rig) -> None:
+    rig.footprints = {"a": 60, "b": 60}
+    answers = 0
+
+    async def ask(n: int) -> None:
+        nonlocal answers
+        lease = await rig.fleet.acquire(model("ab"[n % 2]), f"r{n}")
+        await asyncio.sleep(0)
+        answers += 1
+        lease.release()
+
+    await asyncio.wait_for(asyncio.gather(*(ask(n) for n in range(60))), BOUND_S)
+    assert answers == 60
+    assert rig.workers.started < 10  # grouped, not one swap per request
+
+
+@pytest.mark.requirement("B-3")
+async def test_the_measured_footprint_replaces_the_estimate_and_keeps_the_cache_that_is_still_to_come(rig: Rig) -> None:
+    rig.footprints = {"tiny:1b": 60}
+    rig.footprint = Footprint(weights_bytes=20, kv_bytes=15, overhead_bytes=25)
+    rig.workers.memory_bytes = 25
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert rig.worker["footprint_bytes"] == 40
+    assert rig.worker["memory_bytes"] == 25
+
+
+def test_a_measurement_below_the_weights_is_not_believed_and_one_above_the_estimate_is() -> None:
+    rig = Rig()
+    rig.footprints = {"tiny:1b": 60}
+    rig.footprint = Footprint(weights_bytes=20, kv_bytes=15, overhead_bytes=25)
+    planned = rig.plan(model())
+    assert [planned.reserve_bytes(measured) for measured in (0, 10, 20, 50, 90)] == [0, 0, 35, 60, 90]
+
+
+@pytest.mark.requirement("B-3")
+async def test_a_worker_that_grows_is_measured_again() -> None:
+    rig = Rig(remeasure_s=0.01)
+    rig.workers.memory_bytes = 12
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert rig.worker["footprint_bytes"] == 12
+    rig.workers.memory_bytes = 44
+    await eventually(lambda: rig.worker["footprint_bytes"] == 44)
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("R-F5")
+async def test_before_a_load_the_budget_is_measured_with_what_our_workers_use() -> None:
+    asked: list[int] = []
+
+    def measure(ours_bytes: int) -> int:
+        asked.append(ours_bytes)
+        return 50
+
+    rig = Rig(measure=measure)
+    rig.footprints = {"big": 60}
+    (await rig.fleet.acquire(model("small"), "r1")).release()
+    rig.workers.memory_bytes = 17
+    (await rig.fleet.acquire(model("small"), "r2")).release()
+    with pytest.raises(HomelabError) as refused:
+        await rig.fleet.acquire(model("big"), "r3")
+    assert refused.value.facts == {"model": "big", "needed_bytes": 60, "free_bytes": 40, "budget_bytes": 50}
+    assert asked == [0, 17]
+    await rig.fleet.close()
+
+
+async def test_status_is_plain_and_complete(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    assert rig.fleet.status() == {
+        "budget_bytes": 100,
+        "used_bytes": 10,
+        "waiting": 0,
+        "workers": [
+            {
+                "id": lease.worker_id,
+                "model": "tiny:1b",
+                "digest": str(model().digest),
+                "engine": "memory",
+                "state": "ready",
+                "pid": 4711,
+                "memory_bytes": 0,
+                "footprint_bytes": 10,
+                "leases": 1,
+                "waiting": 0,
+                "parallel": 2,
+                "context_tokens": 4096,
+                "loaded_unix_s": rig.clock.unix_s(),
+                "expires_in_s": None,
+                "progress": {"stage": "ready", "done": 1.0},
+                "warning": "slow here",
+            }
+        ],
+        "queues": [],
+    }
+    lease.release()
+
+
+async def test_subscribers_are_told_what_happens_and_a_slow_one_loses_the_oldest(rig: Rig) -> None:
+    async with rig.fleet.subscribe() as news, rig.fleet.subscribe(limit=2) as slow:
+        (await rig.fleet.acquire(model(), "r1")).release()
+        await rig.fleet.unload(model())
+        kinds = [(await anext(news)).kind for _ in range(4)]
+        assert kinds == ["queued", "loading", "loaded", "unloaded"]
+        assert [(await anext(slow)).kind for _ in range(2)] == ["loaded", "unloaded"]
+        assert slow.dropped == 2
+
+
+async def test_an_alias_points_to_the_worker_once_it_is_loaded(rig: Rig) -> None:
+    rig.fleet.point("chat", model())
+    assert rig.fleet.aliases == {}
+    lease = await rig.fleet.acquire(model(), "r1")
+    assert rig.fleet.aliases == {"chat": lease.worker_id}
+    lease.release()
+    rig.fleet.point("chat", None)
+    assert rig.fleet.aliases == {}
+
+
+async def test_closing_refuses_who_waits_ends_the_workers_and_the_subscriptions() -> None:
+    rig = Rig()
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    news = rig.fleet.subscribe()
+    await rig.fleet.close()
+    with pytest.raises(DaemonUnavailable):
+        await waiting
+    assert rig.fleet.status()["workers"] == []
+    assert [notice.kind async for notice in news] == ["unloaded"]
+    with pytest.raises(DaemonUnavailable):
+        await rig.fleet.acquire(model(), "r4")
+    for lease in leases:
+        lease.release()
