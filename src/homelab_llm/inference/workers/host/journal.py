@@ -65,24 +65,39 @@ class Journal:
         return True
 
     def _write(self, text: bytes) -> None:
-        if not text:
-            return
         self._tail = (self._tail + text)[-TAIL_BYTES:]
-        if self._size and self._size + len(text) > self._part_bytes:
-            self._rotate()
-        with contextlib.suppress(OSError):  # a full disk must not end a model that answers; the tail stays in memory
-            self._size += os.write(self._log, text)
+        while text:
+            cut = self._fitting(text)
+            with contextlib.suppress(OSError):  # a full disk must not end a model that answers; the tail is in memory
+                os.write(self._log, text[:cut])
+            self._size += cut
+            text = text[cut:]
+            if text:
+                self._rotate()
+
+    def _fitting(self, text: bytes) -> int:
+        """How many bytes go into the current part: whole lines, unless one alone is larger than a part."""
+        room = self._part_bytes - self._size
+        if len(text) <= room:
+            return len(text)
+        return text.rfind(b"\n", 0, max(0, room)) + 1 or (0 if self._size else self._part_bytes)
 
     def _rotate(self) -> None:
         os.close(self._log)
-        try:
+        with contextlib.suppress(OSError):
             for number in range(self._parts - 2, 0, -1):
                 if os.path.exists(f"{self._path}.{number}"):
                     os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
             os.replace(self._path, f"{self._path}.1") if self._parts > 1 else os.unlink(self._path)
-        finally:
-            self._log = self._open()
+        self._log = self._open()
+        self._size = os.fstat(self._log).st_size
+        if self._size >= self._part_bytes:  # it could not be moved away: the bound counts more than old lines
+            os.ftruncate(self._log, 0)
             self._size = 0
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        """The log; nothing in its place where it cannot be written, for the engine's sake."""
+        try:
+            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
