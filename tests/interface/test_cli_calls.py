@@ -77,6 +77,14 @@ def test_a_wrong_verb_names_the_command_that_helps(mlxctl: Mlxctl) -> None:
     assert "try: mlxctl --help" in mlxctl("nonsense").err
 
 
+@pytest.mark.parametrize("argv", [[], ["daemon"]])
+def test_without_a_verb_the_verbs_are_listed(mlxctl: Mlxctl, argv: list[str]) -> None:
+    shown = mlxctl(*argv)
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("Usage: mlxctl")
+    assert mlxctl(*argv, "--json").json()["error"]["message"] == "a verb is missing"
+
+
 def test_help_lists_every_verb_and_prints_on_standard_output(mlxctl: Mlxctl) -> None:
     shown = mlxctl("--help")
     assert shown.code == 0

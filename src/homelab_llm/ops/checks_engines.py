@@ -15,22 +15,21 @@ _FORMATS: tuple[Format, ...] = ("gguf", "safetensors", "mlx")
 _SMALLEST_USEFUL_BYTES = 10**9
 
 
-def engines(_: Surroundings) -> Iterator[Finding]:
-    """Which engines run models here, in which version; and whether a GPU lies idle (B-11)."""
-    from homelab_llm.inference.engines.table import ENGINES
+def engines(around: Surroundings) -> Iterator[Finding]:
+    """Which engines run models here, in which version; and whether the one that is used leaves a GPU idle (B-11)."""
+    from homelab_llm.core.settings import load_settings
+    from homelab_llm.inference.engines.table import ENGINES, choose
 
-    usable = 0
     for engine in ENGINES:
         answers = [engine.supports(_probe(form)) for form in _FORMATS]
-        able = [support for support in answers if support.ok]
-        usable += bool(able)
-        yield _about(engine.name, answers, able)
-        for warning, hint in dict.fromkeys((support.warning, support.hint) for support in able if support.warning):
-            yield Finding("accelerator", "warn", warning, hint)
-    if not usable:
-        yield Finding(
-            "engines", "fail", "no engine is installed, so no model can run", "uv pip install 'homelab-llm[gguf]'"
-        )
+        yield _about(engine.name, answers, [support for support in answers if support.ok])
+    prefer = load_settings(around.home.config, around.environ).engine.prefer
+    used = choose(ENGINES, _probe("gguf"), prefer)  # none at all: its error is the finding
+    support = used.supports(_probe("gguf"))
+    if support.warning:
+        yield Finding("accelerator", "warn", support.warning, support.hint)
+    else:
+        yield Finding("accelerator", "ok", f"no GPU lies idle under {used.name}")
 
 
 def _about(name: str, answers: list[Support], able: list[Support]) -> Finding:

@@ -69,6 +69,7 @@ class Invocation:
             DaemonUnavailable: it did not come up; the message has the last lines of its log.
         """
         if running := self.daemon_if_running():
+            self._compare_versions()
             return running
         from homelab_llm.ops.launch import ensure_daemon
 
@@ -76,6 +77,14 @@ class Invocation:
         with self.output.loading("starting the daemon"):
             ensure_daemon(self.home, lambda: self.daemon_if_running() is not None, environ)
         return self.daemon_if_running() or self._gone()
+
+    def _compare_versions(self) -> None:
+        import homelab_llm
+        from homelab_llm.ops.record import read_record
+
+        record = read_record(self.home)
+        if record and record.version != homelab_llm.__version__:
+            self.output.warning(f"the daemon still runs version {record.version}", "mlxctl daemon restart")
 
     def _gone(self) -> DaemonClient:
         from homelab_llm.core.errors import DaemonUnavailable
