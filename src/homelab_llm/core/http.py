@@ -200,7 +200,7 @@ class HttpClient:
                     "GET", target, headers={**headers, "host": host}, extensions={"sni_hostname": origin.host}
                 )
                 return client.send(request, stream=True)
-            except httpx2.ConnectError as error:
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 if index == len(addresses) - 1:
                     raise _unreachable(origin, error) from error
             except httpx2.HTTPError as error:

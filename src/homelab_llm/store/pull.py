@@ -9,19 +9,21 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import DiskFull, SourceUnavailable
+from homelab_llm.core.errors import DigestMismatch, DiskFull, SourceUnavailable
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import DEFAULT_TAG, ModelRef
 from homelab_llm.core.units import format_bytes
-from homelab_llm.store.inspect.model import inspect_model
+from homelab_llm.store.file_names import is_weight
+from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
 from homelab_llm.store.progress import Progress, PullProgress
-from homelab_llm.store.sources.base import RemoteFile, RemoteModel, Source, check_git_sha1
+from homelab_llm.store.sources.base import GitBlobHash, RemoteFile, RemoteModel, Source
 from homelab_llm.store.sources.table import PullSettings, open_source
 
 if TYPE_CHECKING:
@@ -110,10 +112,13 @@ class _Pull:
         self.report.total([file.size_bytes for file in self.remote.files])
         digests: dict[str, Digest] = {}
         try:
-            for index, file in enumerate(self.remote.files):
-                digests[file.path] = self._fetch(file, self.remote.files[index + 1 :])
+            files = sorted(self.remote.files, key=lambda file: (is_weight(file.path), file.path))
+            for index, file in enumerate(files):
+                if is_weight(file.path):
+                    refuse_code_in(self._paths(digests))  # before gigabytes are fetched for nothing
+                digests[file.path] = self._fetch(file, files[index + 1 :])
             self.report.stage("inspecting")
-            facts = inspect_model({path: self.store.blobs.path(digest) for path, digest in digests.items()})
+            facts = inspect_model(self._paths(digests))
             facts = replace(facts, licence=facts.licence or self.remote.licence)
             failpoint("pull.inspected")
             tag = self.remote.tag or _tag(facts.quantization)
@@ -127,7 +132,10 @@ class _Pull:
         self.report.stage("done")
         return model
 
-    def _fetch(self, file: RemoteFile, later: tuple[RemoteFile, ...]) -> Digest:
+    def _paths(self, digests: Mapping[str, Digest]) -> dict[str, Path]:
+        return {path: self.store.blobs.path(digest) for path, digest in digests.items()}
+
+    def _fetch(self, file: RemoteFile, later: list[RemoteFile]) -> Digest:
         key = f"{self.remote.source}\n{file.path}"
         with self.store.blobs.open_writer(
             key,
@@ -143,12 +151,6 @@ class _Pull:
                 self._transfer(file, writer)
                 failpoint("pull.file.fetched")
             digest = writer.commit()
-        if file.git_sha1:
-            try:
-                check_git_sha1(self.store.blobs.path(digest), file.git_sha1)
-            except BaseException:
-                self.store.blobs.release([digest])
-                raise
         failpoint("pull.file.committed")
         self.report.end(file.size_bytes or writer.offset)
         return digest
@@ -168,14 +170,16 @@ class _Pull:
             )
 
     def _transfer(self, file: RemoteFile, writer: BlobWriter) -> None:
-        """Fetch until the file is complete; continue after cuts as long as bytes keep coming."""
-        seen, fruitless = file.validator, 0
-        while True:
+        """Fetch until the file is complete and right; continue after cuts as long as bytes keep coming."""
+        git, seen, fruitless = GitBlobHash(file), "" if file.git_sha1 else file.validator, 0
+        if file.git_sha1 and writer.offset:
+            writer.restart()  # these files are small, and their hash cannot be continued
+        while writer.offset != file.size_bytes:  # a killed pull may have left all bytes and no commit
             before = writer.offset
             try:
-                seen = self._receive(file, writer, seen)
-                if file.size_bytes is None or writer.offset >= file.size_bytes:
-                    return
+                seen = self._receive(file, writer, seen, git)
+                if file.size_bytes is None or writer.offset == file.size_bytes:
+                    break
                 error = SourceUnavailable(f"{file.path} ended after {writer.offset} of {file.size_bytes} bytes")
             except SourceUnavailable as cut:
                 error = cut
@@ -185,8 +189,13 @@ class _Pull:
             self.report.stage("retrying")
             pause_s = self.settings.backoff_s * 2**fruitless * random.uniform(0.5, 1.5)  # noqa: S311
             time.sleep(min(_LONGEST_PAUSE_S, pause_s))
+        try:
+            git.check()
+        except DigestMismatch:
+            writer.restart()
+            raise
 
-    def _receive(self, file: RemoteFile, writer: BlobWriter, seen: str) -> str:
+    def _receive(self, file: RemoteFile, writer: BlobWriter, seen: str, git: GitBlobHash) -> str:
         """One reply of the source, into the writer; starts over when it is about other content or from another place.
 
         Returns:
@@ -196,11 +205,13 @@ class _Pull:
             changed = bool(seen and opened.validator and file.digest is None and opened.validator != seen)
             if writer.offset and (changed or opened.start != writer.offset):
                 writer.restart()
+                git.restart()
                 self.report.begin(file.path, 0)
                 if opened.start:
                     return ""
             for chunk in opened.chunks:
                 writer.write(chunk)
+                git.update(chunk)
                 self.report.bytes(writer.offset)
                 failpoint("pull.chunk")
             return opened.validator or seen

@@ -50,9 +50,7 @@ def folder_facts(files: Mapping[str, Path]) -> ModelFacts:
     if "config.json" not in files:
         raise BadModelFile("there is no config.json beside the weights")
     config = read_config(files["config.json"])
-    for name, path in files.items():
-        if name.endswith(("config.json", "index.json", "chat_template.json")):
-            refuse_code(parse_json(read_bounded(path, MAX_JSON_BYTES, name[:80]), name[:80]), name[:80])
+    refuse_code_in(files)
     headers = {name: read_safetensors(path) for name, path in files.items() if name.endswith(".safetensors")}
     if not any(header.tensors for header in headers.values()):
         raise BadModelFile("the model has no tensors in safetensors format")
@@ -78,6 +76,17 @@ def folder_facts(files: Mapping[str, Path]) -> ModelFacts:
         template_knows_tools=knows_tools,
         capabilities=_capabilities(files, config, chat_capabilities(template, knows_tools)),
     )
+
+
+def refuse_code_in(files: Mapping[str, Path]) -> None:
+    """Look for keys that ask for the model's own code in every configuration among ``files``.
+
+    Raises:
+        UnsafeModel: there is one. BadModelFile: a configuration cannot be read.
+    """
+    for name, path in files.items():
+        if name.endswith(("config.json", "index.json", "chat_template.json")):
+            refuse_code(parse_json(read_bounded(path, MAX_JSON_BYTES, name[:80]), name[:80]), name[:80])
 
 
 def _check_shards(files: Mapping[str, Path], headers: Mapping[str, SafetensorsHeader]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile, UnsafeModel
 from homelab_llm.core.facts import ModelFacts
-from homelab_llm.store.inspect.folder_facts import folder_facts
+from homelab_llm.store.inspect.folder_facts import folder_facts, refuse_code_in
 from homelab_llm.store.inspect.gguf_facts import gguf_facts
 from homelab_llm.store.inspect.regular import open_regular
+
+__all__ = ["inspect_model", "refuse_code_in", "refuse_unsafe_name"]
 
 MAX_FILES = 10_000
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from homelab_llm.core.digests import CHUNK_BYTES, Digest
+from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import DigestMismatch
 
 
@@ -79,20 +78,35 @@ class Source(Protocol):
         ...
 
 
-def check_git_sha1(path: Path, expected: str) -> None:
-    """See that a file is the git blob ``expected``: SHA-1 over ``blob <length>`` NUL content.
+class GitBlobHash:
+    """The id git gives a file's content, computed while it arrives: SHA-1 over ``blob <length>`` NUL content.
 
-    Raises:
-        DigestMismatch: it is not.
+    Of use against damage, not against malice; sources that have SHA-256 give that.
     """
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK_BYTES):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise DigestMismatch(
-            "the bytes are not those the hub promised; they were discarded",
-            hint="run the same command again",
-            expected=f"git:{expected}",
-            actual=f"git:{digest.hexdigest()}",
-        )
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first byte."""
+        self._hash = hashlib.sha1(f"blob {self._file.size_bytes}\0".encode(), usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        """Take in the next bytes."""
+        self._hash.update(chunk)
+
+    def check(self) -> None:
+        """See that all bytes together are those promised; nothing to see where nothing was promised.
+
+        Raises:
+            DigestMismatch: they are not.
+        """
+        expected, actual = self._file.git_sha1, self._hash.hexdigest()
+        if expected and actual != expected:
+            raise DigestMismatch(
+                f"the bytes of {self._file.path} are not those the hub promised; they were discarded",
+                hint="run the same command again",
+                expected=f"git:{expected}",
+                actual=f"git:{actual}",
+            )

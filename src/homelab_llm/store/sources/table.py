@@ -68,7 +68,8 @@ def open_source(reference: str, settings: PullSettings) -> tuple[Source, str, st
     if reference.startswith("hf:"):
         if settings.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
             raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
-        client.policy = client.policy.with_trusted([origin_of(settings.hub)])
+        if settings.hub != DEFAULT_HUB:  # a hub the operator named may be in his own network
+            client.policy = client.policy.with_trusted([origin_of(settings.hub)])
         return HuggingFaceSource(client, settings.hub, hub_token(settings.environ)), name, reference
     if reference.startswith(("https://", "http://")):
         return HttpsSource(client), name, reference
