@@ -91,7 +91,7 @@ class Journal:
             os.replace(self._path, f"{self._path}.1") if self._parts > 1 else os.unlink(self._path)
         self._log = self._open()
         self._size = os.fstat(self._log).st_size
-        if self._size >= self._part_bytes:  # it could not be moved away: the bound counts more than old lines
+        if self._size:  # it could not be moved away: the bound counts more than old lines
             os.ftruncate(self._log, 0)
             self._size = 0
 
