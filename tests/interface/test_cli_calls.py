@@ -82,7 +82,7 @@ def test_without_a_verb_the_verbs_are_listed(mlxctl: Mlxctl, argv: list[str]) ->
     shown = mlxctl(*argv)
     assert (shown.code, shown.out) == (2, "")
     assert shown.err.startswith("Usage: mlxctl")
-    assert mlxctl(*argv, "--json").json()["error"]["message"] == "a verb is missing"
+    assert mlxctl(*argv, "--json").json()["error"]["message"] == "Missing command."
 
 
 def test_help_lists_every_verb_and_prints_on_standard_output(mlxctl: Mlxctl) -> None:

@@ -69,11 +69,9 @@ def _translated(run: Callable[[], int], invocation: Invocation) -> int:
 
 def _usage(wrong: click.UsageError, output: Output) -> int:
     command = wrong.ctx.command_path if wrong.ctx else "mlxctl"
-    if isinstance(wrong, click.exceptions.NoArgsIsHelpError):
-        if not output.json:
-            output.note(wrong.format_message())
-            return exit_codes.USAGE
-        wrong = click.UsageError("a verb is missing", wrong.ctx)
+    if isinstance(wrong, click.exceptions.NoArgsIsHelpError) and not output.json:
+        output.note(wrong.format_message())
+        return exit_codes.USAGE
     output.error(errors.InvalidInput(wrong.format_message(), hint=f"{command} --help"), exit_codes.USAGE)
     return exit_codes.USAGE
 
