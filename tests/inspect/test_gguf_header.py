@@ -121,6 +121,7 @@ def lies(build: Build) -> dict[str, bytes]:
         "key beyond the bound": build(extra_pairs=[("k" * 2000, 4, b"\0\0\0\0")]),
         "array beyond the file": build(extra_pairs=[("x", 9, struct.pack("<IQ", 4, 1 << 60))]),
         "strings beyond the bound": build(extra_pairs=[("x", 9, struct.pack("<IQ", 8, 1 << 60))]),
+        "empty strings without end": build(extra_pairs=[("x", 9, struct.pack("<IQ", 8, 3 << 20) + bytes(24 << 20))]),
         "array in an array": build(extra_pairs=[("x", 9, struct.pack("<IQIQ", 9, 1, 4, 0))]),
         "unknown value type": build(extra_pairs=[("x", 99, b"")]),
         "unknown item type": build(extra_pairs=[("x", 9, struct.pack("<IQ", 99, 1))]),

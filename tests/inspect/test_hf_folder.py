@@ -128,6 +128,7 @@ def header_lies(build: Build) -> dict[str, bytes]:
         "not an object": build(b"[1]        ", tail),
         "not UTF-8": build(b'{"\xff": 1}', tail),
         "deep": build(b'{"a":' + b"[" * 100_000, tail),
+        "a million lists": build(b'{"a":[' + b"[]," * 1_000_001 + b"[]]}", tail),
         "a name twice": build(b'{"a":' + json.dumps(ONE).encode() + b',"a":' + json.dumps(ONE).encode() + b"}", tail),
         "unknown dtype": build({"a": {**ONE, "dtype": "F13"}}, tail),
         "dtype is a list": build({"a": {**ONE, "dtype": ["F16"]}}, tail),

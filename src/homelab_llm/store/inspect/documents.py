@@ -10,6 +10,9 @@ from homelab_llm.core.errors import BadModelFile
 from homelab_llm.store.inspect.regular import open_regular
 
 MAX_JSON_BYTES = 8 << 20
+# A parsed value can take 25 times the memory of its text; these bounds keep it below some 150 MB.
+MAX_CONTAINERS = 1_000_000
+MAX_ITEMS = 4_000_000
 
 
 def read_bounded(path: Path, limit: int, what: str) -> bytes:
@@ -29,8 +32,10 @@ def parse_json(content: bytes, what: str) -> Any:
     """Any JSON value, without duplicate keys.
 
     Raises:
-        BadModelFile: not UTF-8, not JSON, nested beyond sense, or a key twice.
+        BadModelFile: not UTF-8, not JSON, nested or long beyond sense, or a key twice.
     """
+    if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS or content.count(b",") > MAX_ITEMS:
+        raise BadModelFile(f"{what} holds more values than a model's description does", limit=MAX_ITEMS)
     try:
         return json.loads(content.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
