@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from homelab_llm.inference.fleet.ledger import Ledger
 from homelab_llm.inference.fleet.state import Worker
 from homelab_llm.inference.fleet.vocabulary import Submit
+from homelab_llm.testing.contests import run_contest
 from homelab_llm.testing.histories import run_history
 
 HISTORIES = 2000
@@ -29,6 +31,22 @@ def test_thousands_of_histories_stay_within_budget_and_slots_and_end_every_reque
 @settings(max_examples=150, deadline=None)
 def test_longer_and_shorter_histories_hold_too(seed: int, arrivals: int) -> None:
     assert run_history(seed, arrivals=arrivals).violations == []
+
+
+@pytest.mark.requirement("B-2", "B-10")
+def test_models_that_never_fit_together_and_are_never_idle_share_the_machine_within_the_bound() -> None:
+    reports = [run_contest(seed) for seed in range(60)]
+    assert [violation for report in reports for violation in report.violations] == []
+    assert sum(report.starts for report in reports) > 60 * 6
+
+
+@pytest.mark.requirement("B-2")
+def test_without_turns_the_bound_on_waits_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_worker: Worker, _fairness_s: float) -> float:
+        return math.inf
+
+    monkeypatch.setattr(Worker, "turn_ends_s", never)
+    assert any(run_contest(seed).violations for seed in range(60))
 
 
 def test_a_history_is_the_same_each_time() -> None:

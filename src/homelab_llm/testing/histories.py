@@ -101,13 +101,15 @@ class World:
 
 def run_history(seed: int, *, arrivals: int = 30) -> Report:
     """Play one history to its end: ``arrivals`` happenings, then quiet until everything has ended."""
-    return _History(seed, arrivals).run()
+    return History(seed, arrivals).run()
 
 
-class _History:
+class History:
+    """One history: the world around a scheduler, and what must hold in it."""
+
     def __init__(self, seed: int, arrivals: int) -> None:
         self.random = Random(seed)  # noqa: S311 - chance for tests, not for secrets
-        self.world = World.of(self.random)
+        self.world = self.make_world()
         self.report = Report(seed)
         self.arrivals = arrivals
         self.now_s = 0.0
@@ -122,6 +124,9 @@ class _History:
         self.running: dict[str, str] = {}
         self.ended: set[str] = set()
         self.aliases: dict[str, str | None] = {}
+
+    def make_world(self) -> World:
+        return World.of(self.random)
 
     def new_id(self) -> str:
         self.ids += 1
@@ -361,12 +366,13 @@ class _History:
             self.expect(self.report.longest_wait_s <= bound_s, f"waited {self.report.longest_wait_s:.1f} s > {bound_s}")
 
     def longest_fair_wait_s(self) -> float:
-        """Every turn serves at least one request of its model; before it come at most a turn of each other model.
-
-        A batch request (priority 10) lets the interactive ones of its aging time pass.
+        """A batch request lets the interactive ones of its aging time pass; then it has the smallest rank but for those
+        that came before it. Each turn of a model answers at least one of these.
         """
         world, limits = self.world, self.world.limits
-        turn_s = max(limits.fairness_s, 1.6 * world.load_s) + 1.5 * world.service_s
-        swap_s = 1.6 * world.load_s + world.exit_s
-        round_s = len(world.models) * (turn_s + swap_s) + limits.fairness_s
-        return self.report.requests * round_s
+        load_s = 1.6 * world.load_s
+        turn_s = max(limits.fairness_s, load_s) + 1.5 * world.service_s + world.exit_s + load_s
+        return 10 * limits.aging_s + limits.fairness_s + (self.most_waiting() + 1) * turn_s
+
+    def most_waiting(self) -> int:
+        return self.report.requests

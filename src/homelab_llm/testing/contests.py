@@ -1,0 +1,60 @@
+"""Contests: clients that never stop asking for models that do not fit together; every wait must stay within a bound.
+
+``run_contest(seed)`` is deterministic and plays several rounds of swaps in simulated time, about 100 a second.
+"""
+
+from __future__ import annotations
+
+import math
+
+from homelab_llm.inference.fleet.state import Limits
+from homelab_llm.inference.fleet.vocabulary import Demand, Grant, Submit
+from homelab_llm.testing.histories import History, Report, World
+
+
+def run_contest(seed: int) -> Report:
+    """Play one contest to its end; ``violations`` must be empty."""
+    return Contest(seed).run()
+
+
+class Contest(History):
+    """Two to four clients for each of two to four models, of which one or two fit at a time."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, 0)
+        self.until_s = 12 * (self.world.limits.fairness_s + 3 * self.world.load_s)
+        self.clients = self.random.randint(2, 4) * len(self.world.models)
+        for n in range(self.clients):
+            model = self.world.models[n % len(self.world.models)]
+            self.at(0.1 * n, lambda model=model: self.ask(model))  # type: ignore[misc]
+
+    def make_world(self) -> World:
+        chance = self.random
+        count = chance.randint(2, 4)
+        models = tuple(Demand(f"m{n}", f"model-{n}", chance.randint(6, 16), chance.randint(1, 3)) for n in range(count))
+        limits = Limits(
+            keep_alive_s=chance.choice((0.0, 5.0, -1.0)),
+            queue_limit=100,
+            max_wait_s=math.inf,
+            fairness_s=chance.choice((1.0, 5.0)),
+            aging_s=0.5,
+        )
+        return World(models, 16, limits, True, chance.choice((0.1, 2.0)), chance.choice((0.3, 1.0)), 0.2)
+
+    def ask(self, model: Demand) -> None:
+        if self.now_s > self.until_s:
+            return
+        self.report.requests += 1
+        event = Submit(f"r{self.report.requests}", model, priority=self.random.choice((0, 0, 0, 10)))
+        self.waiting[event.request_id] = (event, self.now_s)
+        self.per_model[model.key] += 1
+        self.feed(event)
+
+    def grant(self, effect: Grant) -> None:
+        request, _ = self.waiting[effect.request_id]
+        super().grant(effect)
+        # Asked again a moment before the answer ends: its model is never idle by itself.
+        self.at(self.now_s + 0.4 * self.world.service_s, lambda: self.ask(request.demand))
+
+    def most_waiting(self) -> int:
+        return 2 * self.clients
