@@ -188,9 +188,7 @@ class Batcher:
         while self._waiting and len(self._active) < generation.parallel:
             job = self._waiting.popleft()
             try:
-                # An id beyond the embedding crashes MLX without a word; this is the last door before it.
-                if not job.prompt or min(job.prompt) < 0 or max(job.prompt) >= generation.vocabulary:
-                    raise InvalidInput("the prompt holds token ids outside the vocabulary", field="prompt")
+                _check_ids(job, generation.vocabulary)
                 job.uid = generation.insert(job)
             except (HomelabError, ValueError) as error:
                 self.failed += 1
@@ -233,3 +231,12 @@ class Batcher:
         self._prefilling.clear()
         self.failed += len(jobs)
         self._deliver([(job, Failed(error)) for job in jobs])
+
+
+def _check_ids(job: Job, vocabulary: int) -> None:
+    """The last door before MLX, which an id beyond the embedding crashes without a word."""
+    for field, ids in (("prompt", job.prompt), ("logit_bias", [token for token, _ in job.sampling.logit_bias])):
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise InvalidInput(f"{field!r} holds token ids outside the vocabulary of {vocabulary}", field=field)
+    if not job.prompt:
+        raise InvalidInput("the prompt is empty", field="prompt")

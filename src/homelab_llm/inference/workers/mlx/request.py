@@ -75,9 +75,7 @@ def parse_chat(body: Any) -> Ask:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "a list with at least one message")
-    values = fields.get("chat_template_kwargs") or {}
-    if not isinstance(values, dict):
-        raise _wrong("chat_template_kwargs", "an object")
+    values = fields.mapping("chat_template_kwargs")
     wanted = fields.flag("logprobs")
     likeliest = fields.whole("top_logprobs", 0, 0, MAX_LIKELIEST)
     return Ask(
@@ -116,9 +114,7 @@ def parse_completion(body: Any) -> Ask:
 
 def _common(fields: _Fields) -> dict[str, Any]:
     fields.refuse_unserved()
-    options = fields.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise _wrong("stream_options", "an object")
+    options = fields.mapping("stream_options")
     longest = [n for name in ("max_tokens", "max_completion_tokens", "n_predict") if (n := fields.limit(name))]
     return {
         "sampling": _sampling(fields),
@@ -158,6 +154,12 @@ class _Fields:
 
     def get(self, name: str) -> Any:
         return self._body.get(name)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        value = self._body.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise _wrong(name, "an object")
+        return value or {}
 
     def flag(self, name: str) -> bool:
         value = self._body.get(name)

@@ -62,7 +62,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         for one, other in ((left, right), (right, left)):
             if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > MAX_REPEATED:
                 raise TemplateRefusal("it repeats a text too often")
-        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= 64):
+        whole = isinstance(left, int) and isinstance(right, int)
+        if operator == "**" and whole and left.bit_length() * right > MAX_REPEATED:
             raise TemplateRefusal("it raises a number to a power that is too large")
         return super().call_binop(context, operator, left, right)
 
