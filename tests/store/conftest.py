@@ -14,6 +14,7 @@ from homelab_llm.core import failpoints
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.names import ModelRef
+from homelab_llm.store.clone import clone_into
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.models import write_fake_model
 
@@ -31,6 +32,14 @@ def disk() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with TemporaryDirectory(prefix="hl-store-", dir=memory if memory.is_dir() else None) as folder:
         yield Path(folder).resolve()
+
+
+@pytest.fixture
+def disk_clones(disk: Path) -> bool:
+    """Whether the file system of ``disk`` can clone (APFS, Btrfs, XFS)."""
+    (disk / "clone source").write_bytes(b"x")
+    with (disk / "clone source").open("rb") as source, (disk / "clone target").open("wb") as target:
+        return clone_into(source.fileno(), target.fileno(), disk / "clone target", disk / "beside")
 
 
 @pytest.fixture

@@ -158,6 +158,14 @@ def test_pins_of_a_transfer_that_was_forgotten_end_after_a_time(store: ModelStor
     assert store.prune().blobs == 1
 
 
+def test_what_others_still_link_to_is_not_counted_as_freed(store: ModelStore, put: Put, disk: Path) -> None:
+    digest = put(store, b"x" * 1000)
+    (disk / "link").hardlink_to(store.blobs.path(digest))
+    store.blobs.release([digest])
+    report = store.prune()
+    assert (report.blobs, report.bytes_freed) == (1, 0)
+
+
 def test_files_that_are_not_ours_stay(store: ModelStore, add: Add, disk: Path) -> None:
     add(store, "tiny:1")
     strangers = [store.root / "notes.txt", store.root / "blobs" / "sha256" / "README", store.root / "tmp" / "notes"]

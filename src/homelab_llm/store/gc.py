@@ -98,7 +98,8 @@ def free_blobs(layout: Layout, index: Index, candidates: Iterable[Digest], now_u
 
 def all_blobs(layout: Layout) -> list[Digest]:
     """Every blob there is; files of other names are not ours and stay."""
-    return list(filter(None, (_named(path.name) for path in sorted(layout.blobs.iterdir()))))
+    names = sorted(path.name for path in layout.blobs.iterdir())
+    return [digest for name in names if (digest := _named(name))]
 
 
 def free_partials(layout: Layout, keep_s: float, now_unix_s: float) -> PruneReport:

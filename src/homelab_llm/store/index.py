@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from homelab_llm.core.atomic import write_atomic
@@ -150,8 +151,13 @@ def _parsed(raw: Any) -> Entry:
         digest = Digest.parse(raw.get("digest", ""))
     except HomelabError:
         digest = None
+    return Entry(raw, _ref(name) if isinstance(name, str) else None, digest)
+
+
+@lru_cache(maxsize=4096)
+def _ref(name: str) -> ModelRef | None:
+    """The name as a reference without digest, or None where another tool's name is outside our grammar."""
     try:
-        ref = ModelRef.parse(name) if isinstance(name, str) else None
+        return replace(ModelRef.parse(name), digest=None)
     except HomelabError:
-        ref = None
-    return Entry(raw, replace(ref, digest=None) if ref else None, digest)
+        return None

@@ -19,7 +19,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from homelab_llm.core.atomic import sync_folder, write_atomic
@@ -79,31 +78,16 @@ def digest_path(folder: Path, digest: Digest, suffix: str = "") -> Path:
     return folder / f"{digest.hex}{suffix}"
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """The places of the store at ``root``. Creates nothing until ``ensure``."""
 
-    root: Path
-
-    @property
-    def marker(self) -> Path:
-        return self.root / "oci-layout"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index.json"
-
-    @property
-    def blobs(self) -> Path:
-        return self.root / "blobs" / "sha256"
-
-    @property
-    def tmp(self) -> Path:
-        return self.root / "tmp"
-
-    @property
-    def views(self) -> Path:
-        return self.root / "views"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.marker = root / "oci-layout"
+        self.index = root / "index.json"
+        self.blobs = root / "blobs" / "sha256"
+        self.tmp = root / "tmp"
+        self.views = root / "views"
 
     def blob(self, digest: Digest) -> Path:
         return digest_path(self.blobs, digest)

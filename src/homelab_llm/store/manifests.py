@@ -32,6 +32,10 @@ FILE_PATH = "org.cncf.model.filepath"
 FACTS = "homelab-llm.facts+json"
 SOURCE = "homelab-llm.source"
 MAX_SOURCE_CHARACTERS = 2048
+_FACT_TYPES: dict[str, type] = {
+    field.name: {"str": str, "Format": str, "int": int, "bool": bool}.get(str(field.type), tuple)
+    for field in fields(ModelFacts)
+}
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _INPUTS = {"vision": ["text", "image"]}
 
@@ -180,11 +184,10 @@ def _parsed_layer(raw: Mapping[str, Any]) -> Layer:
 
 def _parsed_facts(raw: Mapping[str, Any]) -> ModelFacts:
     facts = ModelFacts.from_dict(raw)
-    for field in fields(facts):
-        value = getattr(facts, field.name)
-        kind = {"str": str, "Format": str, "int": int, "bool": bool}.get(str(field.type), tuple)
+    for name, kind in _FACT_TYPES.items():
+        value = getattr(facts, name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
-            raise ValueError(f"{field.name} is of another type")
+            raise ValueError(f"{name} is of another type")
     if not all(isinstance(capability, str) for capability in facts.capabilities):
         raise ValueError("capabilities are words")
     return facts

@@ -27,6 +27,7 @@ from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
 from homelab_llm.store.views import view_folder
 
 _CLOSEST = 3
+_ALIKE = 0.5
 _MISSES_REMEMBERED = 256  # a client that asks for ever new wrong names costs time, not memory
 
 
@@ -79,9 +80,12 @@ class ModelStore:
             return found
         digest = _bare_digest(name)
         ref = ModelRef("any", digest=digest) if digest else ModelRef.parse(name)
-        for model in snapshot.models:
-            if _is_meant(model, ref, any_repository=digest is not None):
-                return model
+        if ref.digest is None:
+            found = snapshot.by_name.get(str(ref))
+        else:
+            found = next((model for model in snapshot.models if _is_meant(model, ref, bare=digest is not None)), None)
+        if found is not None:
+            return found
         raise self._missing(ref, digest)
 
     def add(self, ref: ModelRef, files: Mapping[str, Digest], facts: ModelFacts, *, source: str) -> StoredModel:
@@ -223,7 +227,7 @@ class ModelStore:
         if snapshot.stamp == index_stamp(self._layout):
             return snapshot
         with self._reading:
-            self._snapshot = snapshot = take_snapshot(self._layout, self._blobs, self._snapshot.manifests)
+            self._snapshot = snapshot = take_snapshot(self._layout, self._blobs, self._snapshot)
             self._closest = {}
             return snapshot
 
@@ -276,25 +280,31 @@ def _contents(digests: list[Digest], known: Mapping[Digest, Manifest]) -> list[D
 
 
 def closest_names(wanted: str, names: list[str]) -> list[str]:
-    """The names most like ``wanted``, best first: other tags of the same repository, then similar spellings."""
-    from difflib import get_close_matches
+    """The names most like ``wanted``, best first: other tags of the same repository, then similar spellings.
 
+    Likeness is Dice's coefficient over pairs of letters and digits: a few milliseconds for a thousand names.
+    """
     repository = wanted.partition(":")[0].partition("@")[0]
-    found = [name for name in names if name.partition(":")[0] == repository]
-    spellings: dict[str, list[str]] = {}
+    sought = [_pairs(wanted), _pairs(repository)]
+    scores: dict[str, float] = {}
     for name in names:
-        for spelling in {name, name.partition(":")[0], name.rpartition("/")[2]}:
-            spellings.setdefault(spelling, []).append(name)
-    for text, cutoff in ((wanted.removesuffix(f":{DEFAULT_TAG}"), 0.6), (repository, 0.7)):
-        for spelling in get_close_matches(text, spellings, n=_CLOSEST, cutoff=cutoff):
-            found += spellings[spelling]
-    return list(dict.fromkeys(found))[:_CLOSEST]
+        base = name.partition(":")[0]
+        if base == repository:
+            scores[name] = 2.0
+            continue
+        spelled = (_pairs(name), _pairs(base))
+        scores[name] = max(2 * len(a & b) / (len(a) + len(b)) for a in sought for b in spelled)
+    likely = [name for name, score in scores.items() if score >= _ALIKE]
+    return sorted(likely, key=lambda name: (-scores[name], name))[:_CLOSEST]
 
 
-def _is_meant(model: StoredModel, ref: ModelRef, *, any_repository: bool) -> bool:
-    if ref.digest is None:
-        return model.name == str(ref)
-    return model.digest == ref.digest and (any_repository or model.name.rpartition(":")[0] == ref.repository)
+def _pairs(name: str) -> set[str]:
+    text = "^" + "".join(filter(str.isalnum, name.removesuffix(f":{DEFAULT_TAG}").lower())) + "$"
+    return {text[i : i + 2] for i in range(len(text) - 1)}
+
+
+def _is_meant(model: StoredModel, ref: ModelRef, *, bare: bool) -> bool:
+    return model.digest == ref.digest and (bare or model.name.rpartition(":")[0] == ref.repository)
 
 
 def _bare_digest(name: str) -> Digest | None:

@@ -10,6 +10,7 @@ no pin behind. All functions here want the store's lock held: that is what makes
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -38,7 +39,11 @@ class Pins:
     def add(self, digest: Digest) -> None:
         """Keep the blob from now on."""
         self._pinned[digest.hex] = time.time()
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            del self._pinned[digest.hex]
+            raise
 
     def release(self, digests: Iterable[Digest]) -> None:
         """A manifest holds these now, or nobody wants them any more."""
@@ -60,8 +65,10 @@ class Pins:
             self._close()
             return
         content = "".join(f"{name} {since:.0f}\n" for name, since in self._pinned.items()).encode()
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, content, 0)
+        # In place and then cut, not cut and then written: on a full disk the earlier pins stay.
+        if os.pwrite(self._handle, content, 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(self._handle, len(content))
 
 
 def pinned(layout: Layout, now_unix_s: float) -> set[str]:

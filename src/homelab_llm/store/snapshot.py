@@ -39,16 +39,16 @@ class Snapshot:
     problems: tuple[Problem, ...] = ()
 
 
-def take_snapshot(layout: Layout, blobs: BlobStore, known: Mapping[Digest, Manifest]) -> Snapshot:
-    """Read the index, and those manifests that are not ``known``. Takes no lock: when a file is gone because
-    the index has changed meanwhile, it reads again.
+def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapshot:
+    """Read the index, and of the models only those that are not in ``before``. Takes no lock: when a file is
+    gone because the index has changed meanwhile, it reads again.
 
     Raises:
         StoreDamaged: the index itself is unreadable.
     """
     for _ in range(_ATTEMPTS):
         stamp = index_stamp(layout)
-        reader = _Reader(layout, blobs, known)
+        reader = _Reader(layout, blobs, before)
         for entry in read_index(layout).entries:
             reader.add(entry)
         if index_stamp(layout) == stamp:
@@ -65,8 +65,8 @@ def take_snapshot(layout: Layout, blobs: BlobStore, known: Mapping[Digest, Manif
 class _Reader:
     """Turns entries into models, and what is wrong with them into problems."""
 
-    def __init__(self, layout: Layout, blobs: BlobStore, known: Mapping[Digest, Manifest]) -> None:
-        self._layout, self._blobs, self._known = layout, blobs, known
+    def __init__(self, layout: Layout, blobs: BlobStore, before: Snapshot) -> None:
+        self._layout, self._blobs, self._before = layout, blobs, before
         self.models: dict[str, StoredModel] = {}
         self.manifests: dict[Digest, Manifest] = {}
         self.problems: list[Problem] = []
@@ -83,8 +83,12 @@ class _Reader:
             self._add(name, entry.digest, entry.created_unix_s)
 
     def _add(self, name: str, digest: Digest, created_unix_s: float) -> None:
+        same = self._before.by_name.get(name)
+        if same is not None and (same.digest, same.created_unix_s) == (digest, created_unix_s):
+            self.models[name], self.manifests[digest] = same, self._before.manifests[digest]
+            return
         try:
-            manifest = self.manifests.get(digest) or self._known.get(digest) or self._read(digest)
+            manifest = self.manifests.get(digest) or self._before.manifests.get(digest) or self._read(digest)
         except FileNotFoundError:
             self._report(name, f"the manifest of {name} ({digest.short}) is missing from the store")
             return
