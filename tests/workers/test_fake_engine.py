@@ -8,13 +8,17 @@ import contextlib
 import json
 import signal
 import struct
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from homelab_llm.store.inspect.model import inspect_model
 from homelab_llm.testing.events import eventually
 from homelab_llm.testing.fake_script import example_of
+from homelab_llm.testing.models import read_metadata, stored_fake_model, write_fake_model
 
 from .conftest import FakeProcess, FakeProcesses
 
@@ -23,6 +27,14 @@ def events(raw: bytes) -> list[Any]:
     """The SSE events of a stream; ``[DONE]`` stays text."""
     found = [line.removeprefix("data: ") for line in raw.decode().split("\n\n") if line]
     return [text if text == "[DONE]" else json.loads(text) for text in found]
+
+
+def test_a_fake_model_passes_the_stores_strict_reader(tmp_path: Path) -> None:
+    path = write_fake_model(tmp_path / "m.gguf", weights_bytes=5000, load_s=0.5, ignore_term=True)
+    facts = inspect_model({"model.gguf": path})
+    assert facts == replace(stored_fake_model(path, "m").facts, parameters=facts.parameters)
+    metadata = read_metadata(path)
+    assert (metadata["fake.load_s"], metadata["fake.ignore_term"]) == (0.5, True)
 
 
 async def test_a_stream_has_role_deltas_finish_usage_and_end(fakes: FakeProcesses) -> None:

@@ -95,6 +95,7 @@ def stored_fake_model(path: Path, name: str, *, context_tokens: int = 4096) -> S
         kv_heads=1,
         vocabulary_tokens=len(_TOKENS),
         kv_bytes_per_token=32,
+        licence="apache-2.0",
         chat_template=CHAT_TEMPLATE,
         capabilities=("chat", "completion"),
     )
