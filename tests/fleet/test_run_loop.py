@@ -278,7 +278,6 @@ async def test_a_full_queue_is_told_to_the_caller_with_its_numbers() -> None:
     await rig.fleet.close()
 
 
-@pytest.mark.requirement("B-7")
 async def test_loading_tells_its_progress_and_ends_with_ready(rig: Rig) -> None:
     rig.workers.loads_by_itself = False
     progress = rig.fleet.load(model(), "r1", keep_alive_s=-1.0)
@@ -395,6 +394,17 @@ async def test_an_idle_worker_ends_when_the_clock_says_so() -> None:
     rig.clock.advance(101.0)
     rig.fleet.tick()
     await eventually(lambda: not rig.fleet.status()["workers"])
+    await rig.fleet.close()
+
+
+async def test_a_jump_of_the_wall_clock_ends_nobody_early() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=300.0))
+    (await rig.fleet.acquire(model(), "r1")).release()
+    rig.clock.jump_unix(86_400.0)
+    rig.fleet.tick()
+    assert rig.worker["expires_in_s"] == 300.0
+    with pytest.raises(ValueError, match="backwards"):
+        rig.clock.advance(-1.0)
     await rig.fleet.close()
 
 

@@ -313,7 +313,6 @@ def test_many_cancelled_requests_leave_nothing_behind() -> None:
     assert play.step(LeaseEnd("runs")) == [Grant("last", "w1")]
 
 
-@pytest.mark.requirement("B-10")
 def test_smaller_priorities_go_first_and_equal_ones_in_order() -> None:
     play = Play()
     play.loaded(OTHER)
@@ -705,7 +704,6 @@ def test_unload_calls_a_load_off_and_that_counts_as_no_failure() -> None:
     assert play.submit("b") == [Start("w2", SMALL)]
 
 
-@pytest.mark.requirement("B-5")
 def test_an_adopted_worker_serves_and_counts() -> None:
     play = Play()
     assert play.step(Adopted("old01", LARGE)) == []
