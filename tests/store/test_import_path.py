@@ -320,7 +320,7 @@ def test_a_progress_callback_that_gives_up_leaves_nothing_behind(store: ModelSto
 
 @pytest.mark.requirement("R-M5")
 @pytest.mark.parametrize(
-    "point", ["store.blob.chunk", "store.blob.before_sync", "store.blob.pinned", "store.add.config"]
+    "point", ["store.partial.recorded", "store.blob.before_sync", "store.blob.pinned", "store.add.config"]
 )
 def test_a_disk_that_fills_up_leaves_no_half_model_and_nothing_held(
     store: ModelStore, gguf: Gguf, armed: Callable[[str], None], point: str
