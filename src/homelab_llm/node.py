@@ -1,1 +1,118 @@
-"""Node: one machine's platform in one process. The only place that names concrete classes."""
+"""Node: one machine's platform in one process. The only place that names concrete classes.
+
+Everything a part needs arrives as an argument; here the arguments are chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from homelab_llm import __version__
+from homelab_llm.core.clock import Clock, SystemClock
+from homelab_llm.core.paths import Home
+from homelab_llm.core.settings import Settings
+from homelab_llm.data.request_log import RequestLog
+from homelab_llm.gateway.app import App, Parts
+from homelab_llm.gateway.keys import KeyFile
+from homelab_llm.inference.engines.base import Engine, EngineOptions
+from homelab_llm.inference.engines.table import ENGINES
+from homelab_llm.inference.fleet.budget import measure_budget
+from homelab_llm.inference.fleet.planner import Planner
+from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits
+from homelab_llm.inference.fleet.supervisor import Supervisor
+from homelab_llm.inference.kit.shaping import OpenAIShaper
+from homelab_llm.store.model_store import ModelStore
+
+if TYPE_CHECKING:
+    from homelab_llm.inference.fleet.vocabulary import Event
+
+
+class Node:
+    """The parts of one home, tied together. ``start`` and ``close`` run on the event loop that serves.
+
+    Args:
+        engines: replaces the table of engines.
+        shutdown: what ``POST /admin/shutdown`` does; without it the daemon cannot be stopped over HTTP.
+
+    ``listeners`` and ``warnings`` are filled by whoever binds the addresses, for ``/admin/status``.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        *,
+        engines: Sequence[Engine] | None = None,
+        clock: Clock | None = None,
+        shutdown: Callable[[], None] | None = None,
+    ) -> None:
+        self.home = home
+        self.settings = settings
+        self.listeners: list[str] = []
+        self.warnings: list[dict[str, str]] = []
+        self._clock = clock or SystemClock()
+        self._started_s = self._clock.monotonic_s()
+        self.store = ModelStore(home.store)
+        self.keys = KeyFile(home.keys)
+        self.recorder = RequestLog(home.logs / "requests.jsonl", enabled=settings.log.requests)
+        self.fleet = self._fleet(ENGINES if engines is None else engines)
+        self.app = App(
+            Parts(
+                catalogue=self.store,
+                fleet=self.fleet,
+                shaper=OpenAIShaper(),
+                keys=self.keys,
+                recorder=self.recorder,
+                about=self.about,
+                shutdown=shutdown,
+            ),
+            settings.server,
+            stall_timeout_s=settings.fleet.stall_timeout_s,
+        )
+
+    async def start(self) -> None:
+        """End what an earlier daemon left, and begin recording."""
+        await self._supervisor.sweep()
+        self.recorder.open()
+
+    async def close(self) -> None:
+        """End every worker, wait for the proof, write the last rows."""
+        await self.fleet.close()
+        self.recorder.close()
+
+    def about(self) -> Mapping[str, Any]:
+        """What ``/admin/status`` says besides the fleet."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "home": str(self.home.root),
+            "uptime_s": round(self._clock.monotonic_s() - self._started_s, 3),
+            "listeners": self.listeners,
+            "warnings": self.warnings,
+        }
+
+    def _fleet(self, engines: Sequence[Engine]) -> FleetLoop:
+        settings = self.settings.fleet
+        fixed_bytes = settings.memory_budget_bytes
+        options = EngineOptions(
+            context_tokens=self.settings.engine.context_tokens,
+            parallel=self.settings.engine.parallel,
+            threads=self.settings.engine.threads,
+        )
+        return FleetLoop(
+            plan=Planner(engines, options, self.settings.engine.prefer, self.home.derived),
+            workers=self._supervise,
+            budget_bytes=fixed_bytes or measure_budget(settings.memory_fraction),
+            measure=None if fixed_bytes else lambda ours: measure_budget(settings.memory_fraction, ours),
+            limits=Limits(
+                keep_alive_s=settings.keep_alive, queue_limit=settings.queue_limit, max_wait_s=settings.max_wait_s
+            ),
+            clock=self._clock,
+        )
+
+    def _supervise(self, report: Callable[[Event], None]) -> Supervisor:
+        fleet = self.settings.fleet
+        self._supervisor = Supervisor(self.home, report, load_timeout_s=fleet.load_timeout_s, drain_s=fleet.drain_s)
+        return self._supervisor

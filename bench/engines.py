@@ -1,0 +1,73 @@
+"""Real models through the whole stack against their worker direct, in pairs, one after the other."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.clients import Address, connect, exchange, post
+from bench.figures import Figure, spread
+from bench.rig import load, temporary_home
+from homelab_llm.store.model_store import ModelStore
+from homelab_llm.store.pull import PullSettings, pull
+from homelab_llm.testing.daemon import Daemon
+
+PAIRS = 15
+TOKENS = 128
+SMOLLM2 = "smollm2:135m"
+MINILM = "all-minilm:l6-v2"
+
+
+def measure() -> Iterator[Figure]:
+    """SmolLM2's tokens and MiniLM's chunks per second, through and direct."""
+    with temporary_home() as home:
+        for name in (SMOLLM2, MINILM):
+            pull(ModelStore(home.store), name, name=None, settings=PullSettings())
+        with Daemon(home) as daemon:
+            door = ("127.0.0.1", daemon.port)
+            yield from _compare("smollm2.tokens_per_s", "tok/s", (load(daemon, SMOLLM2), door), _tokens_per_s, 0.98)
+            daemon.call("POST", "/admin/models/unload", {"model": SMOLLM2})
+            yield from _compare("minilm.chunks_per_s", "chunk/s", (load(daemon, MINILM), door), _chunks_per_s, 0.95)
+
+
+def _compare(
+    name: str, unit: str, addresses: tuple[Path, Address], rate: Callable[[Address], float], goal: float
+) -> Iterator[Figure]:
+    worker, door = addresses
+    rate(worker), rate(door)
+    pairs = [(rate(worker), rate(door)) for _ in range(PAIRS)]
+    ratios = [through / direct for direct, through in pairs]
+    direct = statistics.median(d for d, _ in pairs)
+    through = statistics.median(t for _, t in pairs)
+    against = f"direct {direct:.1f} {unit}"
+    yield Figure(f"{name}.ratio", statistics.median(ratios), "ratio", f">= {goal}", against, spread(ratios, 3))
+    yield Figure(name, through, unit, "", against, spread([t for _, t in pairs], 1))
+
+
+def _exchange(address: Address, path: str, body: dict[str, Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    connection = connect(address)
+    reply = exchange(connection, post(path, body, close=True))
+    connection.close()
+    if reply.status != 200:
+        raise RuntimeError(f"{path}: {reply.status} {reply.body[:300]!r}")
+    return reply.json(), time.perf_counter() - started
+
+
+def _tokens_per_s(address: Address) -> float:
+    """A whole completion, counted by its usage; prompt caching is off so that each run does the same work."""
+    body = {"model": SMOLLM2, "prompt": "Once upon a time", "max_tokens": TOKENS, "temperature": 0, "seed": 1}
+    body |= {"ignore_eos": True, "cache_prompt": False}
+    answer, took = _exchange(address, "/v1/completions", body)
+    return float(answer["usage"]["completion_tokens"]) / took
+
+
+def _chunks_per_s(address: Address) -> float:
+    chunk = " ".join(f"word{i % 40}" for i in range(40))
+    answer, took = _exchange(address, "/v1/embeddings", {"model": MINILM, "input": [chunk] * 32})
+    if len(answer["data"]) != 32:
+        raise RuntimeError("an embedding is missing")
+    return 32 / took
