@@ -149,13 +149,15 @@ async def test_a_load_that_hangs_ends_at_its_limit(home: Home, bench: Bench) -> 
 
 
 async def test_a_failed_conversion_fails_the_load(bench: Bench) -> None:
-    script = 'echo \'@progress {"stage": "convert", "done": 0.5}\'; echo error: no such tensor; exit 5'
-    plan = replace(bench.plan("abc12"), prepare=("/bin/sh", "-c", script))
-    bench.supervisor.start("abc12", plan)
+    go = bench.folder / "go"
+    told = """echo '@progress {"stage": "convert", "done": 0.5}'"""
+    script = f"{told}; while [ ! -e {go} ]; do sleep 0.01; done; echo error: no such tensor; exit 5"
+    bench.supervisor.start("abc12", replace(bench.plan("abc12"), prepare=("/bin/sh", "-c", script)))
+    await bench.events.until(lambda event: event == LoadProgress("abc12", "convert", 0.5))
+    go.touch()
     error = (await bench.exit_of()).error
     assert isinstance(error, LoadFailed)
     assert error.message == "model-abc12: the conversion ended with exit code 5: error: no such tensor"
-    assert LoadProgress("abc12", "convert", 0.5) in bench.events
 
 
 async def test_a_program_that_is_not_there_fails_the_load(bench: Bench) -> None:
