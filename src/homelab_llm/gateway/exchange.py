@@ -18,6 +18,7 @@ import orjson
 from homelab_llm.core.errors import Cancelled, DaemonUnavailable, DeadlineExceeded, HomelabError, WorkerStalled
 from homelab_llm.gateway.errors import body_of, headers_of, status_of
 from homelab_llm.gateway.limits import Receive
+from homelab_llm.gateway.link import Link
 from homelab_llm.gateway.seams import RequestRow
 from homelab_llm.gateway.sse import comment, event
 
@@ -45,6 +46,7 @@ class Exchange:
         "_comment",
         "_commented_s",
         "_format",
+        "_link",
         "_receive",
         "_request_deadline_s",
         "_send",
@@ -84,6 +86,7 @@ class Exchange:
         self._format = b""
         self._task = asyncio.current_task()
         self._aborted: HomelabError | None = None
+        self._link: Link | None = (scope.get("state") or {}).get("link")
         self._watcher: asyncio.Task[None] | None = None
         self._comment: asyncio.Task[None] | None = None
 
@@ -105,11 +108,17 @@ class Exchange:
 
     def watch(self) -> None:
         """From now on end the task when the client leaves. The body must have been read."""
-        self._watcher = asyncio.get_running_loop().create_task(self._notice_departure())
+        if self._link is not None:
+            self._link.departed = self._departed
+        else:
+            self._watcher = asyncio.get_running_loop().create_task(self._notice_departure())
 
     async def _notice_departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._departed()
+
+    def _departed(self) -> None:
         self.abort(Cancelled("the client went away"))
 
     def abort(self, reason: HomelabError) -> None:
@@ -132,6 +141,8 @@ class Exchange:
     def close(self) -> None:
         """The task is ending by itself: nothing may cancel it any more."""
         self._task = None
+        if self._link is not None:
+            self._link.departed = None
         if self._watcher is not None:
             self._watcher.cancel()
         if self._comment is not None:
@@ -171,6 +182,8 @@ class Exchange:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.row.status = status
+        if self._link is not None and self.scope["method"] != "HEAD":
+            self._link.hold_head()  # every caller sends a part of the body next
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self.headers})
 
     async def whole(self, status: int, content: bytes, headers: Headers | None = None) -> None:
@@ -218,6 +231,8 @@ class Exchange:
             await self.whole(status_of(error), orjson.dumps(body_of(error)), headers)
             return
         told = body_of(error)
+        if self._link is not None:
+            self._link.close_after_reply()  # nobody shall take the broken answer for a whole one
         line = event(told) if self._format == EVENTS else orjson.dumps(told) + b"\n"
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
         await self.end()

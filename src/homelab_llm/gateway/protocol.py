@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from uvicorn.config import Config
@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from homelab_llm.core.errors import BodyTooLarge, DeadlineExceeded, Exhausted, HomelabError, InvalidInput
 from homelab_llm.gateway.errors import body_of
+from homelab_llm.gateway.link import JoiningTransport, Link
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
@@ -54,9 +55,12 @@ class DoorProtocol(HttpToolsProtocol):
         self._receive_by_s = math.inf
         self._closing_since_s = 0.0
         self._refused: HomelabError | None = None
+        self._link: Link | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        joining = JoiningTransport(transport)
+        self._link = Link(joining, self.shutdown)
+        super().connection_made(cast(asyncio.Transport, joining))  # it has the methods that uvicorn calls
         self._receive_by_s = time.monotonic() + self._bounds.receive_deadline_s
         excess = len(self.connections) - self._bounds.max_connections
         if excess > _HARD_EXTRA:
@@ -65,6 +69,12 @@ class DoorProtocol(HttpToolsProtocol):
             self._refused = Exhausted(
                 "too many connections", hint="setting: server.max_connections", limit=self._bounds.max_connections
             )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._link is not None and self._link.departed is not None:
+            self._link.departed()
+        self._link = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -75,6 +85,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["link"] = self._link
         self._in_head = True
         self._head_bytes = 0
         if self._receive_by_s == math.inf:

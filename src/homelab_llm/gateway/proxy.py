@@ -232,6 +232,8 @@ class Proxy:
                     exchange.writing_s, exchange.heard_s = 0.0, time.monotonic()
                 if sink.error is not None:
                     raise error_from(sink.error, lease.context_tokens)
+                if sink.done and not lease.traits.pooled:
+                    break  # nothing is left to wait for on a connection that is not used again
             if not sink.done:
                 raise UpstreamLost("the worker ended its stream early")
         except (UpstreamLost, UpstreamGarbled) as error:

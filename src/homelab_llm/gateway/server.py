@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,6 +141,7 @@ class FrontDoor:
                 await self._serving
             await asyncio.sleep(0)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(self._server))
+        _calm_collector()
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Accept nothing more, let running requests end for up to ``drain_s``, then end them with an error."""
@@ -167,3 +169,15 @@ class FrontDoor:
         while True:
             await asyncio.sleep(pause_s)
             server.sweep(time.monotonic())
+
+
+def _calm_collector() -> None:
+    """Keep the garbage collector from stopping the loop in the middle of requests.
+
+    Requests leave next to no cycles behind, but the default threshold of 700 makes the collector look every few
+    requests (measured: 9 % of the time under load), and at its largest it walks every imported module (8 ms).
+    What exists at start is never garbage, so it is not looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

@@ -237,9 +237,12 @@ class Upstream:
         return connection
 
     def finish(self, connection: Connection) -> None:
-        """Keep the connection for the next request when it can be kept, else close it."""
+        """Keep the connection for the next request when it can be kept, else close it.
+
+        It is closed by the loop's next turn: what was read goes to the client first.
+        """
         if not connection.reusable:
-            connection.abort()
+            asyncio.get_running_loop().call_soon(connection.abort)
             return
         idle = self._idle.setdefault(connection.key, [])
         if len(idle) >= _MAX_IDLE:
