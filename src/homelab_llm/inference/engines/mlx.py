@@ -24,6 +24,7 @@ CONVERTER_VERSION = 1
 _GGUF_KINDS = frozenset({"Q4_0", "Q4_1", "Q8_0", "F16", "F32"})
 _USUAL_CONTEXT_TOKENS = 8192
 _WORKERS = "homelab_llm.inference.workers"
+_OTHER = "mlxctl run --engine llama.cpp MODEL"
 _SLOW = "MLX on Linux runs on one CPU core and is slow; llama.cpp is the fast engine here"
 # Python, mlx-lm and buffers of one prefill step, measured at rest and under load with SmolLM2-135M.
 _PROCESS_BYTES = 250 << 20
@@ -84,7 +85,7 @@ class MlxEngine:
                 False,
                 f"MLX runs GGUF files of the llama architecture in {kinds}; this one is "
                 f"{facts.architecture} in {facts.quantization}",
-                hint="llama.cpp runs it",
+                hint=_OTHER,
             )
         return self._installed(facts)
 
@@ -97,7 +98,7 @@ class MlxEngine:
         kind = _SAME_AS.get(facts.architecture, facts.architecture)
         if facts.format != "gguf" and not (kind.isidentifier() and self._knows(kind)):
             return Support(False, f"the installed mlx-lm does not know models of type {facts.architecture[:40]!r}")
-        return Support(True) if self.machine.apple_silicon else Support(True, warning=_SLOW, hint="leave out --engine")
+        return Support(True) if self.machine.apple_silicon else Support(True, warning=_SLOW, hint=_OTHER)
 
     def _knows(self, kind: str) -> bool:
         folder = self.machine.mlx_lm
@@ -153,9 +154,7 @@ def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
     """The folder to serve, and the command that makes it."""
     if model.facts.format == "gguf":
         if len(model.files) != 1:
-            raise EngineUnavailable(
-                f"MLX cannot run {model.name}: it is made of several GGUF files", hint="llama.cpp runs it"
-            )
+            raise EngineUnavailable(f"MLX cannot run {model.name}: it is made of several GGUF files", hint=_OTHER)
         (gguf,) = model.files.values()
         folder = derived / f"{model.digest.hex}-mlx{CONVERTER_VERSION}"
         return folder, (*_program("convert_mlx"), "--gguf", str(gguf), "--target", str(folder))
