@@ -183,8 +183,9 @@ def test_a_copy_is_a_further_name_of_the_same_model(store: ModelStore, add: Add)
     original = add(store, "tiny:1")
     copied = store.copy(ref("tiny:1"), ref("my/own"))
     assert (copied.name, copied.digest, copied.files) == ("my/own:latest", original.digest, original.files)
-    assert store.tag(ref(f"tiny@{original.digest}"), ref("third:x")).digest == original.digest
-    assert names(store) == ["my/own:latest", "third:x", "tiny:1"]
+    assert store.copy(ref(f"tiny@{original.digest}"), ref("third:x")).digest == original.digest
+    assert store.copy(ref(str(original.digest)), ref("fourth")).digest == original.digest
+    assert names(store) == ["fourth:latest", "my/own:latest", "third:x", "tiny:1"]
     with pytest.raises(ModelNotFound):
         store.copy(ref("absent"), ref("x"))
 
@@ -224,8 +225,15 @@ def test_removing_by_digest_takes_all_names_of_that_repository(store: ModelStore
     digest = add(store, "a:1").digest
     store.copy(ref("a:1"), ref("a:2"))
     store.copy(ref("a:1"), ref("b:1"))
+    store.copy(ref("a:1"), ref("c:1"))
     assert store.remove(ref(f"a@{digest}")).blobs == 0
-    assert names(store) == ["b:1"]
+    assert names(store) == ["b:1", "c:1"]
+    for unknown in (ref(f"a@{digest}"), ref(f"sha256:{'0' * 64}")):
+        with pytest.raises(ModelNotFound) as caught:
+            store.remove(unknown)
+        assert caught.value.hint == "mlxctl list"
+    assert store.remove(ref(str(digest))).blobs == 3
+    assert names(store) == []
 
 
 def test_another_process_sees_every_change_at_once(store: ModelStore, add: Add) -> None:
@@ -438,6 +446,9 @@ def test_an_entry_without_digest_or_a_name_used_twice_is_reported(store: ModelSt
     fresh = ModelStore(store.root)
     assert names(fresh) == ["tiny:1"]
     assert [problem.name for problem in fresh.problems()] == ["", "tiny:1", ""]
+    fresh.remove(ref("tiny:1"))
+    assert names(fresh) == []
+    assert [problem.name for problem in fresh.problems()] == [""]
 
 
 def test_a_manifest_larger_than_its_bound_is_not_read(store: ModelStore, add: Add) -> None:

@@ -6,6 +6,7 @@ Every change holds the store's lock from reading the index to writing it.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -143,13 +144,14 @@ class ModelStore:
         _check_new(ref)
         files, facts = import_files(self._blobs, path, progress or (lambda _done, _total: None))
         try:
-            return self.add(ref, files, facts, source=f"file:{path.name}")
+            name = os.fsencode(path.absolute().name).decode("utf-8", "replace")
+            return self.add(ref, files, facts, source=f"file:{name}")
         except BaseException:
             self._blobs.release(files.values())
             raise
 
     def copy(self, source: ModelRef, target: ModelRef) -> StoredModel:
-        """Give a model a further name; no byte is copied. A ``target`` that exists is moved.
+        """Give a model a further name, a tag; no byte is copied. A ``target`` that exists is moved.
 
         Raises:
             ModelNotFound: no such ``source``.
@@ -165,12 +167,10 @@ class ModelStore:
             self._write(index.tagged(target, entry.digest, size, time.time()), index)
         return self.resolve(str(target))
 
-    tag = copy
-
     def remove(self, ref: ModelRef) -> PruneReport:
         """Take a name away, also a damaged model's; what no other name needs is freed at once.
 
-        With a digest, all names of that repository which mean it. Whether the model is in use is the
+        With a digest, all names which mean it: of that repository, or of any for a bare ``sha256:…``. Whether the model is in use is the
         caller's to know: a running worker keeps its open files.
 
         Raises:
@@ -246,12 +246,15 @@ class ModelStore:
         return Layer(name, digest, size)
 
     def _entries(self, index: Index, ref: ModelRef) -> tuple[Entry, ...]:
-        if ref.digest is None:
-            found = tuple(filter(None, [index.find(ref)]))
-        else:
+        """What ``ref`` names, never nothing: a name given twice by another tool counts as one."""
+        if (bare := _bare_digest(str(ref))) is not None:
+            found = index.meaning(bare)
+        elif ref.digest is not None:
             found = tuple(e for e in index.meaning(ref.digest) if e.ref and e.ref.repository == ref.repository)
+        else:
+            found = tuple(entry for entry in index.entries if entry.ref == ref)
         if not found:
-            raise self._missing(ref)
+            raise self._missing(ref, bare)
         return found
 
     def _missing(self, ref: ModelRef, bare: Digest | None = None) -> ModelNotFound:
@@ -264,7 +267,7 @@ class ModelStore:
                 self._closest[shown] = closest
         return ModelNotFound(
             f"no model {shown} in the store" + (f"; did you mean {' or '.join(closest)}?" if closest else ""),
-            hint=f"mlxctl pull {shown}",
+            hint="mlxctl list" if bare or ref.digest else f"mlxctl pull {shown}",
             model=shown,
             closest=closest,
         )
