@@ -170,8 +170,8 @@ class ModelStore:
     def remove(self, ref: ModelRef) -> PruneReport:
         """Take a name away, also a damaged model's; what no other name needs is freed at once.
 
-        With a digest, all names which mean it: of that repository, or of any for a bare ``sha256:…``. Whether the model is in use is the
-        caller's to know: a running worker keeps its open files.
+        With a digest, all names which mean it: of that repository, or of any for a bare ``sha256:…``. Whether
+        the model is in use is the caller's to know: a running worker keeps its open files.
 
         Raises:
             ModelNotFound: with the ``closest`` names.
