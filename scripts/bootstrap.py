@@ -186,4 +186,5 @@ def main() -> None:
         install(sys.argv[1])
 
 
-main()
+if __name__ == "__main__":
+    main()
