@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,10 @@ def quiet(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     yield home
     if pid := owner_pid(home):
         os.kill(pid, signal.SIGKILL)
+
+
+def background(argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
 
 
 def start(home: Home) -> DaemonClient:
@@ -117,3 +122,35 @@ def test_a_daemon_that_holds_the_home_and_answers_nobody_can_be_stopped(quiet: H
 
 def test_the_code_of_a_second_daemon_is_the_one_launch_waits_for() -> None:
     assert exit_code_of(DaemonRunning) == launch._CONFLICT
+
+
+SYSTEMCTL = """#!{python}
+import os, signal, subprocess, sys
+from pathlib import Path
+from homelab_llm.core.locks import locked
+
+if "restart" in sys.argv:
+    lock = Path("{lock}")
+    os.kill(int(lock.read_text()), signal.SIGTERM)
+    with locked(lock, wait_s=20):
+        pass
+    quiet = subprocess.DEVNULL
+    subprocess.Popen({serve!r}, stdout=quiet, stderr=quiet, env=dict(os.environ, NOTIFY_SOCKET="/nonexistent"))
+"""
+
+
+async def test_a_service_is_restarted_by_its_manager_and_not_by_us(
+    quiet: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = [sys.executable, "-m", "homelab_llm.ops.serve", "--home", str(quiet.root)]
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(SYSTEMCTL.format(python=sys.executable, lock=quiet.daemon_lock, serve=serve))
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with background(serve, {**os.environ, "NOTIFY_SOCKET": "/nonexistent"}) as first:
+        await eventually(DaemonClient(quiet.daemon_sock).answers, 30)
+        done = subprocess.run([*MLXCTL, "daemon", "restart", "--json"], capture_output=True, check=True)  # noqa: ASYNC221
+        second = json.loads(done.stdout)
+        assert first.wait(20) == 0
+    assert second["managed"] is True
+    assert second["pid"] != first.pid

@@ -17,6 +17,7 @@ from pathlib import Path
 from homelab_llm.core.errors import DaemonUnavailable
 from homelab_llm.core.locks import holder_pid, locked, try_lock
 from homelab_llm.core.paths import Home
+from homelab_llm.ops.record import MANAGED_BY
 from homelab_llm.ops.tail import last_lines
 
 START_TIMEOUT_S = 30.0
@@ -76,7 +77,7 @@ def spawn(home: Home, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=dict(environ),
+            env={name: value for name, value in environ.items() if name not in MANAGED_BY},
             cwd="/",
             start_new_session=True,
         )

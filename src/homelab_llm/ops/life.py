@@ -14,7 +14,7 @@ from typing import Protocol
 import homelab_llm
 from homelab_llm.core.paths import Home
 from homelab_llm.ops.notify import notify
-from homelab_llm.ops.record import DaemonRecord, write_record
+from homelab_llm.ops.record import MANAGED_BY, DaemonRecord, write_record
 
 log = logging.getLogger(__name__)
 
@@ -99,5 +99,5 @@ def _record(house: House, home: Home, environ: Mapping[str, str], engine: str) -
         listeners=list(house.addresses),
         warnings=list(house.warnings),
         engine=engine,
-        managed=any(name in environ for name in ("NOTIFY_SOCKET", "INVOCATION_ID", "HOMELAB_SERVICE")),
+        managed=any(name in environ for name in MANAGED_BY),
     )

@@ -12,6 +12,9 @@ from typing import Any
 from homelab_llm.core.atomic import write_atomic
 from homelab_llm.core.paths import Home
 
+MANAGED_BY = ("NOTIFY_SOCKET", "HOMELAB_SERVICE")
+"""Variables that a service manager gives to the daemon it starts: systemd the first, our LaunchAgent the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class DaemonRecord:

@@ -135,7 +135,7 @@ def load(invocation: Invocation, client: DaemonClient, model: str, keep_alive_s:
     body: dict[str, Any] = {"model": model}
     if keep_alive_s is not None:
         body["keep_alive"] = keep_alive_s
-    with invocation.output.loading(f"loading {model}") as progress, client.stream("/admin/models/load", body) as reply:
+    with invocation.output.loading(model) as progress, client.stream("/admin/models/load", body) as reply:
         for line in filter(None, reply.lines()):
             step = json.loads(line)
             if isinstance(step.get("error"), dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 
 import click
@@ -49,9 +50,14 @@ def stop(invocation: Invocation) -> None:
 
 @verb("restart")
 def restart(invocation: Invocation) -> None:
-    """Stop the daemon if it runs, then start it."""
-    stop_daemon(invocation)
-    invocation.daemon()
+    """Stop the daemon if it runs, then start it; one that is a service through its service manager."""
+    record = read_record(invocation.home)
+    if record and record.managed and invocation.daemon_if_running():
+        with invocation.output.loading("restarting the service"):
+            _restart_service(invocation, record.pid)
+    else:
+        stop_daemon(invocation)
+        invocation.daemon()
     _tell(invocation, "started")
 
 
@@ -83,6 +89,17 @@ def stop_daemon(invocation: Invocation) -> bool:
                 os.kill(pid, signal.SIGTERM)
         _wait_until_free(invocation.home)
     return True
+
+
+def _restart_service(invocation: Invocation, old_pid: int) -> None:
+    from homelab_llm.ops.service.choose import choose_manager
+
+    choose_manager(sys.platform, invocation.environ).restart()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while invocation.daemon_if_running() is None or owner_pid(invocation.home) == old_pid:
+        if time.monotonic() > deadline:
+            raise DaemonUnavailable("the service did not come back", hint="mlxctl service status")
+        time.sleep(0.05)
 
 
 def _wait_until_free(home: Home) -> None:
