@@ -45,26 +45,26 @@ def test_pieces_are_shown_as_they_are_and_counted(daemon: ScriptedDaemon) -> Non
     daemon.streams(
         CHAT,
         ": a comment",
-        piece("Hel"),
+        piece("Good "),
         "",
-        piece("lo", "stop"),
+        piece("day", "stop"),
         "data: " + json.dumps({"choices": [], "usage": usage}),
         "data: [DONE]",
     )
     out, answer = io.StringIO(), Answer()
     stream_answer(target(daemon), {"model": "m:1"}, Output(out, io.StringIO(), json=False, environ={}), answer)
-    assert out.getvalue() == answer.text == "Hello"
+    assert out.getvalue() == answer.text == "Good day"
     assert (answer.finish_reason, answer.usage) == ("stop", usage)
     assert daemon.asked[-1][1]["stream"] is True
 
 
 def test_an_error_in_the_middle_is_raised_and_what_was_said_is_kept(daemon: ScriptedDaemon) -> None:
     error = {"error": {"code": "worker_crashed", "message": "gone", "hint": "mlxctl logs abc12"}}
-    daemon.streams(CHAT, piece("Hel"), "event: error", "data: " + json.dumps(error))
+    daemon.streams(CHAT, piece("Good "), "event: error", "data: " + json.dumps(error))
     answer = Answer()
     with pytest.raises(WorkerCrashed) as caught:
         stream_answer(target(daemon), {}, Output(io.StringIO(), io.StringIO(), json=False, environ={}), answer)
-    assert answer.text == "Hel"
+    assert answer.text == "Good "
     assert caught.value.hint == "mlxctl logs abc12"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,24 @@ def test_one_command_starts_everything_and_the_real_model_answers(mlxctl: Mlxctl
     assert mlxctl("rm", small).code == 6
     assert mlxctl("stop", small).out == f"stopped {small}\n"
     assert mlxctl("ps", "--json").json()["models"] == []
+
+
+@pytest.mark.requirement("B-11")
+def test_a_gpu_that_the_engine_leaves_idle_is_said_aloud_by_run_ps_and_doctor(
+    mlxctl: Mlxctl, small: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "NVIDIA H200, 143771"\n')
+    program.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shown = mlxctl("run", small, "Hi", "--max-tokens", "2", environ=environ)
+    assert shown.code == 0
+    for said in (shown.err, mlxctl("ps").err):
+        assert "warning: NVIDIA H200 is here, but" in said
+    (found,) = [c for c in mlxctl("doctor", "--json", environ=environ).json()["checks"] if c["name"] == "accelerator"]
+    assert found["status"] == "warn"
+    assert "NVIDIA H200" in found["why"]
+    assert found["step"] in shown.err, "the same command mends it wherever it is said"
 
 
 def test_an_answer_follows_a_schema(mlxctl: Mlxctl, small: str, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def logs(invocation: Invocation, which: str, keep_on: bool, count: int) -> None:
     from homelab_llm.ops.tail import follow, last_lines
 
     path = _path(invocation, which)
+    if not path.exists():
+        invocation.output.note(f"no log at {path} yet; a systemd service writes to: journalctl --user -u homelab-llm")
     _print(invocation.output, last_lines(path, count))
     if keep_on:
         _print(invocation.output, follow(path))
