@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from bench.clients import Address, connect, exchange, post
 from bench.figures import Figure, percentile, spread
-from bench.rig import LITELLM, MODEL, Rig, chat, fake_rig, fake_upstream, litellm, wrk
+from bench.rig import LITELLM, LITELLM_KEY, MODEL, Rig, chat, fake_rig, fake_upstream, litellm, wrk
 
 ONE_TOKEN = chat("fake: tokens=1", max_tokens=1)
 ROUNDS = 5
@@ -78,7 +78,7 @@ def _litellm_added_ms() -> float:
     if not LITELLM.exists():
         raise RuntimeError("LiteLLM is not installed: make bench installs it (environment 'bench')")
     with fake_upstream() as port, litellm(port) as proxy:
-        request = post("/v1/chat/completions", ONE_TOKEN)
+        request = post("/v1/chat/completions", ONE_TOKEN, key=LITELLM_KEY)
         direct, through = _interleaved(
             _timer(("127.0.0.1", port), request, fresh=False), _timer(proxy, request, fresh=False), 200
         )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from homelab_llm.testing.models import write_fake_model
 ROOT = Path(__file__).resolve().parent.parent
 LITELLM = ROOT / ".venv-bench" / "bin" / "litellm"
 MODEL = "fake:latest"
+LITELLM_KEY = f"sk-{secrets.token_hex(32)}"
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ def litellm(upstream_port: int) -> Iterator[tuple[str, int]]:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = int(probe.getsockname()[1])
         environ = {k: v for k, v in os.environ.items() if k not in ("HOST", "PORT")}
-        environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": LITELLM_KEY}
         command = [str(LITELLM), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
@@ -132,7 +134,10 @@ def _wait_for(address: tuple[str, int], process: subprocess.Popen[bytes], log: P
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, ConnectionError):
             with contextlib.closing(connect(address)) as connection:
-                if exchange(connection, post("/v1/chat/completions", chat("fake: tokens=1"))).status == 200:
+                if (
+                    exchange(connection, post("/v1/chat/completions", chat("fake: tokens=1"), key=LITELLM_KEY)).status
+                    == 200
+                ):
                     return
         time.sleep(0.2)
     raise RuntimeError(f"LiteLLM did not start:\n{log.read_text()[-2000:]}")
@@ -143,16 +148,17 @@ def fake_upstream() -> Iterator[int]:
     """A fake engine of its own on a TCP port, for LiteLLM; yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "homelab_llm.testing.fake_engine", "--tcp", str(port), "--model", "fake"]
-    process = subprocess.Popen([*command, "--parallel", "32"])
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                connect(("127.0.0.1", port)).close()
-                break
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
+    with tempfile.TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
+        command = [sys.executable, "-m", "homelab_llm.testing.fake_engine", "--socket", f"{folder}/fake.http"]
+        process = subprocess.Popen([*command, "--port", str(port), "--parallel", "32"])
+        try:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    connect(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(10)

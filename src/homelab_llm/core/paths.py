@@ -5,7 +5,8 @@ HOME/keys.json          API keys, hashed
 HOME/store/             models: an OCI image layout
 HOME/derived/           conversions, rebuildable
 HOME/run/               daemon.json, locks
-HOME/logs/              daemon.jsonl, requests.jsonl, workers/<id>.log
+HOME/logs/              daemon.log, requests.jsonl, workers/<id>.log
+    HOME/chat_history       lines typed in a chat
 <runtime>/hl-<8 hex>/   sockets: daemon.sock, <id>.http, <id>.ctl (paths end at 104 bytes on macOS)
 """
 

@@ -231,6 +231,8 @@ async def _serve(options: argparse.Namespace, metadata: dict[str, Scalar]) -> No
         ),
     )
     await loop.create_unix_server(lambda: Connection(server), sock=listener)
+    if options.port:
+        await loop.create_server(lambda: Connection(server), "127.0.0.1", options.port)
     memory = b"\x01" * (int(metadata.get("fake.memory_mb", 0)) << 20)
     children = [
         subprocess.Popen(["sleep", "3600"])  # noqa: ASYNC220 — before anybody waits for an answer
@@ -246,6 +248,7 @@ async def _serve(options: argparse.Namespace, metadata: dict[str, Scalar]) -> No
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fake_engine", description="Serve a fake model on a Unix socket.")
     parser.add_argument("--socket", type=Path, required=True, help="the socket to serve on")
+    parser.add_argument("--port", type=int, default=0, help="serve on this loopback port too, for others' clients")
     parser.add_argument("--model", default="fake", help="the name in replies")
     parser.add_argument("--file", type=Path, help="a fake model whose metadata tells how to load")
     parser.add_argument("--parallel", type=int, default=4, help="slots")
