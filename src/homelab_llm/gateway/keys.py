@@ -104,7 +104,7 @@ class KeyFile:
             except InvalidSettings:
                 self._keys = ()
             self._looked_s = now_s
-        if len(token) > _MAX_TOKEN:
+        if len(token) > _MAX_TOKEN or not token.isascii():
             return None
         digest = _hash(token)
         found: KeyGrant | None = None
