@@ -42,26 +42,30 @@ def check_bounds(schema: Any, where: str) -> None:
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 _MAX_FOREIGN_COUNT = 256
+_BRANCHES = ("anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "if", "then", "else", "not")
+_VALUES = ("enum", "const", "default", "examples")
 
 
-def harmless(schema: Any) -> Any:
+def harmless(schema: Any, *, flat: bool = False) -> Any:
     """The schema without what an engine's own converter may choke on: patterns and large counts.
 
     Seen in llama.cpp: ``((a{1000}){1000}){1000}`` ends the process. Only for schemas that ``check_bounds`` passed.
+    ``flat`` leaves out alternatives and references too.
     """
     if isinstance(schema, list):
-        return [harmless(item) for item in schema]
+        return [harmless(item, flat=flat) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: value for key, value in schema.items() if not _harms(key, value)}
-    return {
-        key: value if key in ("enum", "const", "default", "examples") else harmless(value)
-        for key, value in kept.items()
-    }
+    kept: dict[str, Any] = {}
+    for key, value in schema.items():
+        if _harms(key, value) or (flat and key in _BRANCHES):
+            continue
+        if key == "properties" and isinstance(value, dict):  # names of a stranger, no keywords
+            kept[key] = {name: harmless(item, flat=flat) for name, item in value.items()}
+        else:
+            kept[key] = value if key in _VALUES else harmless(value, flat=flat)
+    return kept
 
 
 def _harms(key: str, value: Any) -> bool:
-    """A property may be called ``pattern`` too; its value is then a schema and no text."""
-    return (key == "pattern" and isinstance(value, str)) or (
-        key in _COUNTS and isinstance(value, int | float) and value > _MAX_FOREIGN_COUNT
-    )
+    return key == "pattern" or (key in _COUNTS and isinstance(value, int | float) and value > _MAX_FOREIGN_COUNT)

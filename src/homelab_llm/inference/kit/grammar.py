@@ -13,6 +13,11 @@ from homelab_llm.core.errors import InvalidInput
 
 MAX_NODES = 20_000
 MAX_REPEAT = 2_000  # llama.cpp refuses more
+_MAX_TRIE_DEPTH = 40
+
+
+class TooComplex(InvalidInput):
+    """It could be enforced, but an engine would need too long for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,29 @@ def maybe(item: Expr) -> Expr:
     return Rep(item, 0, 1)
 
 
+def one_of(words: Sequence[str], depth: int = 0) -> Expr:
+    """One of many texts, common beginnings taken together: the engine then follows one way, and not one for each."""
+    if len(set(words)) <= 1 or depth > _MAX_TRIE_DEPTH:
+        return Alt(tuple(Text(word) for word in dict.fromkeys(words)))
+    by_first: dict[str, list[str]] = {}
+    for word in words:
+        by_first.setdefault(word[:1], []).append(word)
+    options: list[Expr] = []
+    for group in by_first.values():
+        common = _common_beginning(group)
+        rest = one_of([word[len(common) :] for word in group], depth + 1)
+        options.append(Seq((Text(common), rest)) if any(word != common for word in group) else Text(common))
+    return Alt(tuple(options))
+
+
+def _common_beginning(words: Sequence[str]) -> str:
+    first, last = min(words), max(words)
+    for at, character in enumerate(first):
+        if last[at] != character:
+            return first[:at]
+    return first
+
+
 @dataclass(slots=True)
 class Grammar:
     """Rules by name. ``root`` is where an answer begins."""
@@ -95,6 +123,12 @@ class Grammar:
         self.rules.setdefault(name, expr)
         return Ref(name)
 
+    @property
+    def size(self) -> int:
+        """Parts, with counted repetitions written out: what an engine will hold."""
+        parts = (part for rule in self.rules.values() for part in _walk(rule))
+        return sum(1 + max(part.least, part.most or 0) if isinstance(part, Rep) else 1 for part in parts)
+
     def text(self, where: str = "") -> str:
         """The grammar in GBNF, checked.
 
@@ -102,22 +136,27 @@ class Grammar:
             where: the field of the request it was made from, for messages.
 
         Raises:
-            InvalidInput: too large, recursive without end, or impossible to satisfy.
+            TooComplex: too large.
+            InvalidInput: recursive without end, or impossible to satisfy.
         """
-        parts = [part for rule in self.rules.values() for part in _walk(rule)]
-        nodes = sum(1 if not isinstance(part, Rep) else 1 + max(part.least, part.most or 0) for part in parts)
-        if nodes > MAX_NODES:
-            raise InvalidInput(f"'{where}' is too large: its grammar has {nodes} parts", field=where, limit=MAX_NODES)
+        productive = self.check(where)
+        kept = {name: _prune(rule, productive) for name, rule in self.rules.items() if name in productive}
+        return "\n".join(f"{name} ::= {_render(rule)}" for name, rule in kept.items()) + "\n"
+
+    def check(self, where: str = "") -> frozenset[str]:
+        """Raise as ``text``; the rules that can be satisfied."""
+        if self.size > MAX_NODES:
+            raise TooComplex(f"'{where}' is too large: its grammar has {self.size} parts", field=where, limit=MAX_NODES)
         productive = _closure(self.rules, _productive)
         if "root" not in productive:
             raise InvalidInput(f"'{where}' cannot be satisfied: no finite answer fits it", field=where)
         nullable = _closure(self.rules, _nullable)
+        parts = (part for rule in self.rules.values() for part in _walk(rule))
         if any(isinstance(part, Rep) and part.most != 1 and _nullable(part.item, nullable) for part in parts):
             raise InvalidInput(f"'{where}' repeats something that may be empty", field=where)
         if loop := _left_loop(self.rules, nullable):
             raise InvalidInput(f"'{where}' refers to itself without end ({loop})", field=where)
-        kept = {name: _prune(rule, productive) for name, rule in self.rules.items() if name in productive}
-        return "\n".join(f"{name} ::= {_render(rule)}" for name, rule in kept.items()) + "\n"
+        return productive
 
 
 def _parts(expr: Expr) -> Sequence[Expr]:

@@ -7,10 +7,10 @@ and ``$`` at the ends. Everything else (look-around, back-references, anchors in
 from __future__ import annotations
 
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.inference.kit.grammar import MAX_REPEAT, NOTHING, Alt, Chars, Expr, Rep, Seq, Text
+from homelab_llm.inference.kit.automaton import add_automaton
+from homelab_llm.inference.kit.grammar import MAX_REPEAT, NOTHING, Alt, Chars, Expr, Grammar, Ref, Rep, Seq, Text
 
 MAX_CHARACTERS = 512
-_MAX_REPEATED = 4_000  # characters the counted repetitions may multiply to
 _MAX_DEPTH = 12
 _DIGITS = (("0", "9"),)
 _WORD = (("0", "9"), ("A", "Z"), ("_", "_"), ("a", "z"))
@@ -26,11 +26,13 @@ class NotRegular(InvalidInput):
     """The pattern is broken, or uses what is not known here."""
 
 
-def pattern(source: str, anything: Expr, where: str) -> Expr:
-    """The characters of a string that fits ``source``; ``anything`` is one character of a string.
+def add_pattern(grammar: Grammar, source: str, where: str, name: str) -> Ref:
+    """The characters of a string that fits ``source``, as rules called ``name-…``.
+
+    Where the pattern leaves characters free, escapes are not among them.
 
     Raises:
-        InvalidInput: too long, too large when written out, or not in the known part.
+        InvalidInput: too long, too complex, or not in the known part.
     """
     if len(source) > MAX_CHARACTERS:
         raise InvalidInput(f"'{where}' is longer than {MAX_CHARACTERS} characters", field=where, limit=MAX_CHARACTERS)
@@ -38,11 +40,9 @@ def pattern(source: str, anything: Expr, where: str) -> Expr:
     body = source[begins : len(source) - ends]
     if "|" in body and (begins or ends) and _splits(body):
         raise _refuse(where, "an anchor belongs to one alternative only: put the alternatives in a group")
-    found = _Reader(body, where).read()
-    if _size(found) > _MAX_REPEATED:
-        raise InvalidInput(f"'{where}' repeats too much", field=where, limit=_MAX_REPEATED)
-    free = Rep(anything)
-    return Seq(((NOTHING if begins else free), found, (NOTHING if ends else free)))
+    free = Rep(Chars(_BARRED, negated=True))
+    whole = Seq(((NOTHING if begins else free), _Reader(body, where).read(), (NOTHING if ends else free)))
+    return add_automaton(grammar, whole, where, name)
 
 
 def _refuse(where: str, why: str) -> NotRegular:
@@ -71,19 +71,6 @@ def _splits(body: str) -> bool:
         elif character == "|" and depth == 0:
             return True
     return False
-
-
-def _size(expr: Expr) -> int:
-    """Characters and parts when the counted repetitions are written out."""
-    match expr:
-        case Seq(items) | Alt(items):
-            return 1 + sum(_size(item) for item in items)
-        case Rep(item, least, most):
-            return 1 + _size(item) * max(1, least if most is None else most)
-        case Text(value):
-            return max(1, len(value))
-        case _:
-            return 1
 
 
 class _Reader:

@@ -18,10 +18,24 @@ from typing import Any
 
 from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
 from homelab_llm.inference.kit import json_rules as rules
+from homelab_llm.inference.kit.ambiguity import Readings
 from homelab_llm.inference.kit.bounds import check_bounds
 from homelab_llm.inference.kit.formats import FORMATS
-from homelab_llm.inference.kit.grammar import MAX_REPEAT, NOTHING, Alt, Expr, Grammar, Ref, Rep, Text, alt, maybe, seq
-from homelab_llm.inference.kit.patterns import pattern
+from homelab_llm.inference.kit.grammar import (
+    MAX_REPEAT,
+    NOTHING,
+    Alt,
+    Expr,
+    Grammar,
+    Ref,
+    Rep,
+    Text,
+    alt,
+    maybe,
+    one_of,
+    seq,
+)
+from homelab_llm.inference.kit.patterns import add_pattern
 from homelab_llm.inference.kit.ranges import Bounds
 
 _MAX_NESTING = 100  # references followed, besides depth
@@ -70,7 +84,10 @@ def add_schema(grammar: Grammar, schema: Any, where: str, *, strict: bool, prefi
         UnsupportedRequest: ``strict``, and a keyword that cannot be enforced.
     """
     check_bounds(schema, where)
-    return _Compiler(grammar, schema, where, strict, prefix).value(schema, where)
+    compiler = _Compiler(grammar, schema, where, strict, prefix)
+    found = compiler.value(schema, where)
+    compiler.readings.check()
+    return found
 
 
 class _Compiler:
@@ -84,6 +101,7 @@ class _Compiler:
         self._prefix = prefix
         self._count = 0
         self._depth = 0
+        self.readings = Readings(where, lambda pointer: self._resolve(pointer, where))
         self._by_type: dict[str, Callable[[Mapping[str, Any], str], Expr]] = {
             "object": self._object,
             "array": self._array,
@@ -175,7 +193,7 @@ class _Compiler:
         fitting = [value for value in values if not kinds or _kinds(value) & kinds]
         if "const" in schema and "enum" in schema:
             fitting = [value for value in fitting if value in schema["enum"]]
-        return Alt(tuple(Text(json.dumps(value, ensure_ascii=False, allow_nan=False)) for value in fitting))
+        return one_of([json.dumps(value, ensure_ascii=False, allow_nan=False) for value in fitting])
 
     def _any(self, schema: Mapping[str, Any], word: str, where: str) -> Expr:
         rest = {key: value for key, value in schema.items() if key != word}
@@ -186,10 +204,11 @@ class _Compiler:
                 return self.value(rest, where)
         kinds = set(self._types(rest, where)) if "type" in rest else set()
         kind = {"type": rest["type"]} if kinds else {}
-        options = [
-            self.value({**kind, **option} if isinstance(option, dict) else option, f"{where}.{word}[{number}]")
-            for number, option in enumerate(self._list(schema, word, where))
+        given = [
+            {**kind, **option} if isinstance(option, dict) else option for option in self._list(schema, word, where)
         ]
+        with self.readings.alternatives(given):
+            options = [self.value(option, f"{where}.{word}[{number}]") for number, option in enumerate(given)]
         return Alt(tuple(options))
 
     def _all(self, schema: Mapping[str, Any], where: str) -> Expr:
@@ -205,10 +224,12 @@ class _Compiler:
         self._only(schema, {"$ref"}, where)
         pointer = schema["$ref"]
         name = f"{self._prefix}-ref-{_safe(pointer)}" if isinstance(pointer, str) else ""
+        self.readings.refer(name)
         if name not in self._grammar.rules:
             target = self._resolve(pointer, where)
             self._grammar.rules[name] = Alt(())  # taken: a schema may contain itself
-            self._grammar.rules[name] = self.value(target, f"{self._where}{pointer[1:].replace('/', '.')}")
+            with self.readings.part(name):
+                self._grammar.rules[name] = self.value(target, f"{self._where}{pointer[1:].replace('/', '.')}")
         return Ref(name)
 
     def _resolve(self, pointer: Any, where: str) -> Any:
@@ -238,21 +259,24 @@ class _Compiler:
         low, high = self._counts(schema, "minLength", "maxLength", where)
         bounded = low > 0 or high is not None
         if "pattern" in schema:
-            return self._pattern(schema, where, char, bounded)
+            return self._pattern(schema, where, bounded)
         if (form := schema.get("format")) in FORMATS and not bounded:
             return seq('"', self._grammar.add(f"format-{form}", FORMATS[str(form)]), '"')
         if not bounded:
             return rules.string(self._grammar)
         return self._rule(seq('"', Rep(char, low, high), '"'))
 
-    def _pattern(self, schema: Mapping[str, Any], where: str, char: Expr, bounded: bool) -> Expr:
+    def _pattern(self, schema: Mapping[str, Any], where: str, bounded: bool) -> Expr:
         source, field = schema["pattern"], f"{where}.pattern"
         if not isinstance(source, str):
             raise InvalidInput(f"'{field}' must be a string", field=field)
         if bounded and self._strict:
             raise self._refuse(where, "pattern", "stands beside a length")
         try:
-            return self._rule(seq('"', pattern(source, char, field), '"'))
+            self._count += 1
+            return self._rule(
+                seq('"', add_pattern(self._grammar, source, field, f"{self._prefix}-{self._count}-p"), '"')
+            )
         except InvalidInput:
             if self._strict:
                 raise

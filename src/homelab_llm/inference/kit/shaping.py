@@ -22,12 +22,20 @@ from homelab_llm.core.errors import UnsupportedRequest
 from homelab_llm.core.facts import ModelFacts
 from homelab_llm.core.shaping import Shaped
 from homelab_llm.core.traits import WorkerTraits
-from homelab_llm.inference.kit.bounds import harmless
 from homelab_llm.inference.kit.grammar import Grammar
 from homelab_llm.inference.kit.history import plain, speaks_of_tools, with_instructions
 from homelab_llm.inference.kit.schemas import add_schema
 from homelab_llm.inference.kit.tool_calls import ToolCallStream
-from homelab_llm.inference.kit.tools import OPEN, Tool, auto_grammar, describe, forced_grammar, text_grammar, tools_of
+from homelab_llm.inference.kit.tools import (
+    OPEN,
+    Tool,
+    auto_grammar,
+    describe,
+    forced_grammar,
+    shown,
+    text_grammar,
+    tools_of,
+)
 
 _TAKEN = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _ANY_OBJECT = {"type": "object"}
@@ -63,7 +71,7 @@ def _forced(
 ) -> Shaped:
     _require(traits, "tool_choice", "tool call")
     if native:
-        told |= {"tools": [_harmless(tool) for tool in tools], "tool_choice": "none"}
+        told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "none"}
     else:
         told["messages"] = with_instructions(told["messages"], describe(tools, forced=True), facts.chat_template)
     told.pop("stop", None)
@@ -83,13 +91,12 @@ def _auto(
 ) -> Shaped:
     if instead:
         _require(traits, "response_format", "format")
-    grammar = auto_grammar(tools, many=many, instead=instead)
-    text = grammar.text("tools")  # also where it is not sent: bounds and references are checked
     if native and not instead:
-        told |= {"tools": [_harmless(tool) for tool in tools], "tool_choice": "auto", "parallel_tool_calls": many}
+        told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "auto", "parallel_tool_calls": many}
         return Shaped(told)
+    text = auto_grammar(tools, many=many, instead=instead).text("tools")
     if native:
-        told |= {"tools": [_harmless(tool) for tool in tools], "tool_choice": "none"}
+        told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "none"}
     else:
         told["messages"] = with_instructions(told["messages"], describe(tools, forced=False), facts.chat_template)
     if traits.json_schema:
@@ -138,9 +145,3 @@ def _enforce(told: dict[str, Any], grammar: Grammar, where: str, facts: ModelFac
     if "thinking" in facts.capabilities:
         told["chat_template_kwargs"] = {"enable_thinking": False, **told.get("chat_template_kwargs", {})}
         told["reasoning_format"] = "none"
-
-
-def _harmless(tool: Tool) -> dict[str, Any]:
-    shown = tool.as_dict()
-    shown["function"]["parameters"] = harmless(shown["function"]["parameters"])
-    return shown

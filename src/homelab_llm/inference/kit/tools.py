@@ -12,7 +12,20 @@ from typing import Any
 
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.inference.kit import json_rules as rules
-from homelab_llm.inference.kit.grammar import NOTHING, Alt, Chars, Expr, Grammar, Ref, Rep, alt, seq
+from homelab_llm.inference.kit.bounds import harmless
+from homelab_llm.inference.kit.grammar import (
+    MAX_NODES,
+    NOTHING,
+    Alt,
+    Chars,
+    Expr,
+    Grammar,
+    Ref,
+    Rep,
+    TooComplex,
+    alt,
+    seq,
+)
 from homelab_llm.inference.kit.schemas import add_schema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -104,10 +117,42 @@ def text_grammar() -> Grammar:
 def _call(grammar: Grammar, tools: Sequence[Tool]) -> Expr:
     options: list[Expr] = []
     for number, tool in enumerate(tools):
-        arguments = add_schema(grammar, tool.parameters, tool.field, strict=tool.strict, prefix=f"t{number}")
+        arguments = _arguments(grammar, tool, f"t{number}", MAX_NODES // len(tools))
         name = json.dumps(tool.name)
         options.append(grammar.add(f"call-{number}", seq(f'{{"name": {name}, "arguments": ', arguments, "}")))
     return Alt(tuple(options))
+
+
+def _arguments(grammar: Grammar, tool: Tool, prefix: str, limit: int) -> Expr:
+    """The arguments of one tool; any object where that would be too much and nobody insists (``strict``).
+
+    Many schemas of tools are written by programs; a client cannot be told to simplify them.
+    """
+    own = Grammar()
+    try:
+        root = add_schema(own, tool.parameters, tool.field, strict=tool.strict, prefix=prefix)
+        own.rules["root"] = root
+        own.check(tool.field)
+        if own.size > limit and not tool.strict:
+            raise TooComplex("")
+    except TooComplex:
+        if tool.strict:
+            raise
+        return rules.free_object(grammar)
+    del own.rules["root"]
+    grammar.rules.update(own.rules)
+    return root
+
+
+def shown(tool: Tool) -> dict[str, Any]:
+    """The tool for an engine that has its own converter from JSON Schema, without what that may choke on.
+
+    Raises:
+        InvalidInput: as ``forced_grammar``.
+    """
+    simple = _arguments(Grammar(), tool, "t", MAX_NODES) == Ref("object")
+    function = {**tool.as_dict()["function"], "parameters": harmless(tool.parameters, flat=simple)}
+    return {"type": "function", "function": function}
 
 
 def _text(grammar: Grammar, calls: Ref | None) -> Ref:
