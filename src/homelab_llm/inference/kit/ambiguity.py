@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from homelab_llm.inference.kit.grammar import TooComplex
+from homelab_llm.inference.kit.grammar import too_complex
 
 MAX_READINGS = 64
 _MAX_STEPS = 200
@@ -69,7 +69,7 @@ class Readings:
         """Once everything was seen.
 
         Raises:
-            TooComplex: too many readings, or without end through references.
+            InvalidInput: too many readings, or without end through references.
         """
         reached = {"": 1}
         grown = True
@@ -86,11 +86,11 @@ class Readings:
 
     def _bound(self, readings: int) -> None:
         if readings > MAX_READINGS:
-            raise TooComplex(
+            raise too_complex(
                 f"'{self._where}' has alternatives inside alternatives that begin alike",
+                self._where,
+                MAX_READINGS,
                 hint="give the objects of an anyOf a first, required property with a constant value of its own",
-                field=self._where,
-                limit=MAX_READINGS,
             )
 
     def _alike(self, options: Sequence[Any]) -> int:

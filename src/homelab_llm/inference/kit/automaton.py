@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from homelab_llm.inference.kit.grammar import NOTHING, Alt, Chars, Expr, Grammar, Ref, Rep, Seq, Text, TooComplex
+from homelab_llm.core.errors import InvalidInput
+from homelab_llm.inference.kit.grammar import NOTHING, Alt, Chars, Expr, Grammar, Ref, Rep, Seq, Text, too_complex
 
 MAX_STATES = 400
 MAX_STEPS = 60_000
@@ -28,7 +29,7 @@ class _Builder:
 
     def state(self) -> int:
         if len(self.edges) >= 4 * MAX_STATES:
-            raise too_complex(self._where)
+            raise _too_complex(self._where)
         self.edges.append([])
         self.jumps.append([])
         return len(self.edges) - 1
@@ -77,16 +78,15 @@ class _Builder:
         return self._join(ends)
 
 
-def too_complex(where: str) -> TooComplex:
-    """The pattern would make an automaton beyond the bounds."""
-    return TooComplex(f"'{where}' is too complex to be enforced", field=where, limit=MAX_STATES)
+def _too_complex(where: str) -> InvalidInput:
+    return too_complex(f"'{where}' is too complex to be enforced", where, MAX_STATES)
 
 
 def add_automaton(grammar: Grammar, expr: Expr, where: str, name: str) -> Ref:
     """Rules ``name-n`` for the regular ``expr``, one for every state.
 
     Raises:
-        TooComplex: too many states, or too much work to find them.
+        InvalidInput: too many states, or too much work to find them.
     """
     builder = _Builder(where)
     first = builder.state()
@@ -107,7 +107,7 @@ def add_automaton(grammar: Grammar, expr: Expr, where: str, name: str) -> Ref:
             ranges = tuple((chr(low), chr(high)) for low, high in spans)
             options.append(Seq((Chars(ranges), Ref(f"{name}-{numbers[closed]}"))))
             if steps > MAX_STEPS or len(numbers) > MAX_STATES:
-                raise too_complex(where)
+                raise _too_complex(where)
         grammar.rules[f"{name}-{numbers[states]}"] = Alt(tuple(options))
     return Ref(f"{name}-0")
 

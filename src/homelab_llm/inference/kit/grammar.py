@@ -16,8 +16,9 @@ MAX_REPEAT = 2_000  # llama.cpp refuses more
 _MAX_TRIE_DEPTH = 40
 
 
-class TooComplex(InvalidInput):
-    """It could be enforced, but an engine would need too long for it."""
+def too_complex(message: str, where: str, limit: int, hint: str = "") -> InvalidInput:
+    """What could be enforced, but would cost an engine too much; told apart by the fact ``too_complex``."""
+    return InvalidInput(message, hint=hint, field=where, limit=limit, too_complex=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,7 @@ class Grammar:
             where: the field of the request it was made from, for messages.
 
         Raises:
-            TooComplex: too large.
-            InvalidInput: recursive without end, or impossible to satisfy.
+            InvalidInput: too large, recursive without end, or impossible to satisfy.
         """
         productive = self.check(where)
         kept = {name: _prune(rule, productive) for name, rule in self.rules.items() if name in productive}
@@ -146,7 +146,7 @@ class Grammar:
     def check(self, where: str = "") -> frozenset[str]:
         """Raise as ``text``; the rules that can be satisfied."""
         if self.size > MAX_NODES:
-            raise TooComplex(f"'{where}' is too large: its grammar has {self.size} parts", field=where, limit=MAX_NODES)
+            raise too_complex(f"'{where}' is too large: its grammar has {self.size} parts", where, MAX_NODES)
         productive = _closure(self.rules, _productive)
         if "root" not in productive:
             raise InvalidInput(f"'{where}' cannot be satisfied: no finite answer fits it", field=where)

@@ -6,7 +6,7 @@ and ``$`` at the ends. Everything else (look-around, back-references, anchors in
 
 from __future__ import annotations
 
-from homelab_llm.core.errors import InvalidInput
+from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
 from homelab_llm.inference.kit.automaton import add_automaton
 from homelab_llm.inference.kit.grammar import MAX_REPEAT, NOTHING, Alt, Chars, Expr, Grammar, Ref, Rep, Seq, Text
 
@@ -22,17 +22,14 @@ _META = frozenset("^$.*+?()[]{}|\\/-")
 Ranges = tuple[tuple[str, str], ...]
 
 
-class NotRegular(InvalidInput):
-    """The pattern is broken, or uses what is not known here."""
-
-
 def add_pattern(grammar: Grammar, source: str, where: str, name: str) -> Ref:
     """The characters of a string that fits ``source``, as rules called ``name-…``.
 
     Where the pattern leaves characters free, escapes are not among them.
 
     Raises:
-        InvalidInput: too long, too complex, or not in the known part.
+        InvalidInput: too long or too complex.
+        UnsupportedRequest: broken, or not in the known part.
     """
     if len(source) > MAX_CHARACTERS:
         raise InvalidInput(f"'{where}' is longer than {MAX_CHARACTERS} characters", field=where, limit=MAX_CHARACTERS)
@@ -45,8 +42,8 @@ def add_pattern(grammar: Grammar, source: str, where: str, name: str) -> Ref:
     return add_automaton(grammar, whole, where, name)
 
 
-def _refuse(where: str, why: str) -> NotRegular:
-    return NotRegular(f"'{where}' cannot be enforced: {why}", field=where)
+def _refuse(where: str, why: str) -> UnsupportedRequest:
+    return UnsupportedRequest(f"'{where}' cannot be enforced: {why}", field=where)
 
 
 def _ends(source: str) -> bool:

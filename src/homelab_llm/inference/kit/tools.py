@@ -22,7 +22,6 @@ from homelab_llm.inference.kit.grammar import (
     Grammar,
     Ref,
     Rep,
-    TooComplex,
     alt,
     seq,
 )
@@ -133,11 +132,11 @@ def _arguments(grammar: Grammar, tool: Tool, prefix: str, limit: int) -> Expr:
         root = add_schema(own, tool.parameters, tool.field, strict=tool.strict, prefix=prefix)
         own.rules["root"] = root
         own.check(tool.field)
-        if own.size > limit and not tool.strict:
-            raise TooComplex("")
-    except TooComplex:
-        if tool.strict:
+    except InvalidInput as error:
+        if tool.strict or not error.facts.get("too_complex"):
             raise
+        return rules.free_object(grammar)
+    if own.size > limit and not tool.strict:
         return rules.free_object(grammar)
     del own.rules["root"]
     grammar.rules.update(own.rules)
