@@ -88,7 +88,7 @@ class OneLease:
 
     def release(self) -> None:
         self.ended += 1
-        self.fleet.ended(self)
+        self.fleet.next_turn()
 
     async def failure(self) -> HomelabError:
         return WorkerCrashed("the worker ended", signal="KILL")
@@ -114,6 +114,7 @@ class OneFleet:
     async def acquire(
         self, model: StoredModel, request_id: str, *, keep_alive_s: float | None = None, priority: int = 0
     ) -> OneLease:
+        assert (model.name in (MODEL, EMBEDDER), priority) == (True, 0)
         self.keep_alives.append(keep_alive_s)
         if self.hold is not None:
             await self.hold.wait()
@@ -131,7 +132,7 @@ class OneFleet:
         self.granted.append(lease)
         return lease
 
-    def ended(self, lease: OneLease) -> None:
+    def next_turn(self) -> None:
         for turn in self.waiting:
             if not turn.done():
                 turn.set_result(None)
@@ -140,6 +141,7 @@ class OneFleet:
     async def load(
         self, model: StoredModel, request_id: str, *, keep_alive_s: float | None = None
     ) -> AsyncIterator[Wait]:
+        assert (model.name, request_id[:4]) == (MODEL, "req-")
         self.keep_alives.append(keep_alive_s)
         for step in self.steps:
             if self.hold is not None:
@@ -182,7 +184,7 @@ class Shelf:
 class NoShaper:
     """Leaves requests as they are."""
 
-    def shape(self, body: dict[str, Any], facts: ModelFacts, traits: WorkerTraits) -> Shaped:
+    def shape(self, body: dict[str, Any], facts: ModelFacts, traits: WorkerTraits) -> Shaped:  # noqa: ARG002
         return Shaped(body)
 
 
@@ -253,14 +255,16 @@ def chat(prompt: str = "fake: tokens=3", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], **fields}
 
 
-def start_worker(folder: Path, traits: WorkerTraits, *, parallel: int = 4, name: str = "w1") -> Worker:
+def start_worker(
+    folder: Path, traits: WorkerTraits, *, parallel: int = 4, name: str = "w1", context_tokens: int = 4096
+) -> Worker:
     """Start a fake engine and wait until it answers."""
     path = folder / f"{name}.http"
     argv = [sys.executable, "-m", "homelab_llm.testing.fake_engine", "--socket", str(path), "--model", MODEL]
-    argv += ["--parallel", str(parallel), *([] if traits.pooled else ["--unpooled"])]
+    argv += ["--parallel", str(parallel), "--context", str(context_tokens), *([] if traits.pooled else ["--unpooled"])]
     argv += [] if traits.notices_abort else ["--deaf"]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    worker = Worker(process, path, traits, parallel)
+    worker = Worker(process, path, traits, parallel, context_tokens)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):
@@ -301,9 +305,17 @@ def own_worker(home: Home) -> Iterator[Worker]:
 
 
 @pytest.fixture
+def talkative_worker(home: Home) -> Iterator[Worker]:
+    """A worker whose answers are larger than any socket's buffers."""
+    worker = start_worker(home.runtime, OWN_TRAITS, name="w3", context_tokens=400_000)
+    yield worker
+    stop_worker(worker)
+
+
+@pytest.fixture
 def llama_worker(home: Home) -> Iterator[Worker]:
     """A worker that behaves as llama.cpp's server, for one test."""
-    worker = start_worker(home.runtime, LLAMA_CPP_TRAITS)
+    worker = start_worker(home.runtime, LLAMA_CPP_TRAITS, name="w2")
     yield worker
     stop_worker(worker)
 
@@ -329,7 +341,7 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         stall_timeout_s: float = 60,
         shaper: Shaper | None = None,
         named: bool = True,
-        before: Callable[[KeyFile], None] = lambda keys: None,
+        before: Callable[[KeyFile], None] = lambda _keys: None,
         **settings: Any,
     ) -> AsyncIterator[Door]:
         chosen = ServerSettings(**{"listen": ("127.0.0.1:0",), **settings})

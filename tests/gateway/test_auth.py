@@ -235,7 +235,9 @@ async def test_every_admin_route_needs_the_socket_or_a_key_with_the_scope(one_do
 
 
 @pytest.mark.requirement("R-G6", "R-S1")
-async def test_beyond_loopback_everything_but_health_needs_a_key(workers: dict[str, Worker], open_door: OpenDoor) -> None:
+async def test_beyond_loopback_everything_but_health_needs_a_key(
+    workers: dict[str, Worker], open_door: OpenDoor
+) -> None:
     tokens: list[str] = []
     async with open_door(
         workers["own"], listen=("0.0.0.0:0",), before=lambda keys: tokens.append(keys.create("laptop"))

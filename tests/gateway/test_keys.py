@@ -85,7 +85,9 @@ def test_keys_made_at_once_are_all_there(path: Path) -> None:
     assert sorted(key.name for key in KeyFile(path).list()) == sorted(f"k{number}" for number in range(12))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 2, "keys": []}', '{"version":1,"keys":[{}]}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"version": 1}', '{"version": 2, "keys": []}', '{"version":1,"keys":[{}]}']
+)
 def test_a_damaged_file_opens_nothing_and_is_not_overwritten(path: Path, content: str) -> None:
     keys = KeyFile(path)
     token = keys.create("a")

@@ -45,8 +45,11 @@ def test_an_address_has_one_form(text: str, shown: str, loopback: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1234", ":1234", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "::1:80", "[127.0.0.1]:80"]
-    + ["example.org:80", "127.0.0.1:80/x", "http://127.0.0.1:80", "127.0.0.256:1", "127.1:80", "a b:1", "x" * 9999],
+    [
+        *("", "1234", ":1234", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "::1:80", "a b:1"),
+        *("[127.0.0.1]:80", "example.org:80", "127.0.0.1:80/x", "http://127.0.0.1:80", "127.0.0.256:1", "127.1:80"),
+        "x" * 9999,
+    ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -67,9 +70,7 @@ def test_beyond_loopback_without_a_key_is_refused_with_the_command_that_makes_on
 def test_a_default_address_that_is_taken_is_skipped_with_a_warning_that_names_the_holder(
     home: Home, taken: int
 ) -> None:
-    bound, skipped = bind_all(
-        (f"127.0.0.1:{taken}", "127.0.0.1:0"), home.daemon_sock, named=False, have_key=False
-    )
+    bound, skipped = bind_all((f"127.0.0.1:{taken}", "127.0.0.1:0"), home.daemon_sock, named=False, have_key=False)
     close_all(bound)
     assert [entry.listener.control for entry in bound] == [True, False]
     assert bound[1].listener.port > 0

@@ -14,7 +14,13 @@ from homelab_llm.gateway.weave import Weave
 # Recorded from llama.cpp's server (xllamacpp 2026.10) with SmolLM2; ids shortened.
 _HEAD = {"created": 7, "id": "chatcmpl-a", "model": "m", "system_fingerprint": "b0", "object": "chat.completion.chunk"}
 _TIMINGS = {"cache_n": 32, "prompt_n": 1, "predicted_n": 2}
-_LOGPROB_A = {"id": 5, "token": "Sorry", "bytes": [83], "logprob": -5.0, "top_logprobs": [{"token": "Hi", "logprob": -2.0}]}
+_LOGPROB_A = {
+    "id": 5,
+    "token": "Sorry",
+    "bytes": [83],
+    "logprob": -5.0,
+    "top_logprobs": [{"token": "Hi", "logprob": -2.0}],
+}
 _LOGPROB_B = {"id": 6, "token": ",", "bytes": [44], "logprob": -0.8, "top_logprobs": [{"token": ",", "logprob": -0.8}]}
 
 
@@ -168,7 +174,7 @@ class Shout:
         self.text += content
         return [{"content": content.upper()}] if content == "," else []
 
-    def finish(self, reason: str = "stop") -> tuple[list[dict[str, Any]], str]:
+    def finish(self, _reason: str = "stop") -> tuple[list[dict[str, Any]], str]:
         call = {"index": 0, "id": "x", "type": "function", "function": {"name": "say", "arguments": self.text}}
         return [{"tool_calls": [call]}], "tool_calls"
 

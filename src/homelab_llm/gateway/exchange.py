@@ -225,10 +225,7 @@ class Exchange:
         if self.comments:
             await self._comments_end()
         if not self.row.status:
-            headers = [_JSON_HEADER, *headers_of(error)]
-            if status_of(error) == 413:
-                headers.append((b"connection", b"close"))  # the rest of the body is not read
-            await self.whole(status_of(error), orjson.dumps(body_of(error)), headers)
+            await self.whole(status_of(error), orjson.dumps(body_of(error)), [_JSON_HEADER, *headers_of(error)])
             return
         told = body_of(error)
         if self._link is not None:

@@ -96,7 +96,7 @@ def parse_json(content: bytes, max_depth: int) -> dict[str, Any]:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         reason = str(error)
-        if "recursion" in reason.lower():
+        if "depth limit" in reason or "recursion" in reason:  # orjson's own, far above ours
             raise _too_deep(max_depth) from error
         raise InvalidInput(
             f"the body is not JSON: {reason}" if content else "the body is empty", field="body"

@@ -24,6 +24,7 @@ from homelab_llm.gateway.link import JoiningTransport, Link
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
+MAX_UNREAD_BYTES = 256 << 20  # of a body that was refused: a client reads the refusal only when it has sent it all
 LINGER_S = 10.0  # a closing connection whose client does not take the rest is cut
 _HARD_EXTRA = 256  # connections beyond the limit that still get an answer
 
@@ -52,6 +53,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._bounds = bounds
         self._in_head = True
         self._head_bytes = 0
+        self._unread_bytes = 0
         self._receive_by_s = math.inf
         self._closing_since_s = 0.0
         self._refused: HomelabError | None = None
@@ -82,12 +84,16 @@ class DoorProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self._refuse_raw(431, _headers_too_large())
+        elif self._receive_by_s != math.inf and self.cycle.response_complete:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["link"] = self._link
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._unread_bytes = 0
         if self._receive_by_s == math.inf:
             self._receive_by_s = time.monotonic() + self._bounds.receive_deadline_s
 
@@ -119,8 +125,9 @@ class DoorProtocol(HttpToolsProtocol):
             self._refuse_raw(408, error)
 
     def _refuse_raw(self, status: int, error: HomelabError) -> None:
-        """Answer without the application, unless a reply has begun, and close."""
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        """Answer without the application, unless this request's reply has begun, and close."""
+        replied = self.cycle is not None and self.cycle.response_started
+        if not replied or (self._in_head and self.cycle.response_complete):
             content = orjson.dumps(body_of(error))
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(content)
             self.transport.write(STATUS_LINE[status] + head + content)

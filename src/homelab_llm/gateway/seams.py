@@ -13,7 +13,7 @@ from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
 
-__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped", "Wait"]
+__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped"]
 __all__ += ["Shaper", "Wait"]
 
 
