@@ -22,6 +22,7 @@ Delta = dict[str, Any]
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _HEAD = re.compile(rf'\s*\{{\s*"name"\s*:\s*({_STRING})\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)', re.DOTALL)
+_TAG = re.compile(f"{OPEN}|{CLOSE}")
 _STEP = re.compile(r'["{}\[\]<\\]')
 
 
@@ -57,6 +58,7 @@ class ToolCallStream:
         self._depth = 0
         self._in_string = False
         self._spoke = False
+        self._fresh = False
 
     def feed(self, content: str) -> list[Delta]:
         """The deltas that the next piece of content makes certain."""
@@ -98,22 +100,25 @@ class ToolCallStream:
                 return self._read_tail()
 
     def _read_text(self, deltas: list[Delta]) -> bool:
-        before, tag, after = self._buffer.partition(OPEN)
-        if tag:
-            self._say(deltas, before.rstrip())
-            self._buffer, self._state = after, _State.HEAD
+        if tag := _TAG.search(self._buffer):
+            self._say(deltas, self._buffer[: tag.start()].rstrip())
+            self._buffer, self._fresh = self._buffer[tag.end() :], True
+            self._state = _State.HEAD if tag[0] == OPEN else _State.TEXT
             return True
-        certain = before[: len(before) - _overlap(before, OPEN)].rstrip()  # space before a call is no text
+        possible = max(_overlap(self._buffer, OPEN), _overlap(self._buffer, CLOSE))
+        certain = self._buffer[: len(self._buffer) - possible].rstrip()  # space before a call is no text
         self._say(deltas, certain)
-        self._buffer = before[len(certain) :]
+        self._buffer = self._buffer[len(certain) :]
         return False
 
     def _say(self, deltas: list[Delta], text: str) -> None:
-        if self._calls and not self._spoke:
-            text = text.lstrip()  # space after a call is no text either
+        """Text, on a line of its own after a call: else pieces around one could make a tag together."""
+        if self._fresh:
+            text = text.lstrip()
+            text = f"\n{text}" if text and self._spoke else text
         if text:
             deltas.append({"content": text})
-            self._spoke = True
+            self._spoke, self._fresh = True, False
 
     def _read_head(self, deltas: list[Delta]) -> bool:
         head = _HEAD.match(self._buffer)
@@ -134,7 +139,7 @@ class ToolCallStream:
         call = {"index": self._calls, "id": self._new_id(), "type": "function", "function": function}
         deltas.append({"tool_calls": [call]})
         self._calls += 1
-        self._spoke = False
+        self._fresh = True
 
     def _whole(self, deltas: list[Delta], inner: str) -> None:
         """A call in an unusual order or spelling, or no call at all."""
@@ -148,7 +153,8 @@ class ToolCallStream:
             self._begin(deltas, name, json.dumps(arguments, ensure_ascii=False))
             self._complete += 1
         else:
-            self._say(deltas, inner.strip())
+            self._say(deltas, _TAG.sub("\n", inner).strip())
+            self._fresh = True
 
     def _read_arguments(self, deltas: list[Delta]) -> bool:
         """Pass the object on as it is written, to its last brace."""
