@@ -13,14 +13,22 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import numpy
+import psutil
 import pytest
 
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.paths import Home
+from homelab_llm.inference.engines.accelerators import Machine
+from homelab_llm.inference.engines.base import EngineOptions, LaunchPlan
+from homelab_llm.inference.engines.llama_cpp import LlamaCppEngine
+from homelab_llm.store.inspect.model import inspect_model
 
 READY_WITHIN_S = 120.0
 
@@ -45,7 +53,11 @@ class Worker:
     socket: Path
     process: subprocess.Popen[bytes]
     log: Path
-    marks: dict[str, float] = field(default_factory=dict)
+    connection_type: ClassVar[type[UnixConnection]] = UnixConnection
+
+    def memory_bytes(self) -> int:
+        """What the process holds in memory now (RSS)."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """One request on a connection of its own; the reply as JSON."""
@@ -82,6 +94,20 @@ class Worker:
                 self.process.wait(0.02)
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
+    def busy_slots(self) -> int:
+        """How many slots work on a request now."""
+        status, slots = self.call("GET", "/slots")
+        assert status == 200
+        return sum(slot["is_processing"] for slot in slots)
+
+    def until_idle(self) -> None:
+        """Wait until no slot works."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        while self.busy_slots():
+            assert time.monotonic() < deadline, "a slot is still busy"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.01)
+
     def end(self) -> int:
         """SIGTERM, and the exit code."""
         if self.process.poll() is None:
@@ -102,21 +128,79 @@ def launch(argv: Sequence[str], socket_path: Path, log: Path, env: Mapping[str, 
 Launch = Callable[..., Worker]
 
 
+@contextlib.contextmanager
+def planned(plan: LaunchPlan, socket_path: Path, log: Path) -> Iterator[Worker]:
+    """The worker of a plan, prepared and ready; ended at the end."""
+    if plan.prepare:
+        subprocess.run(plan.prepare, check=True, stdout=subprocess.DEVNULL, cwd="/")
+    worker = launch(plan.argv, socket_path, log, plan.env)
+    try:
+        worker.until_ready()
+        yield worker
+    finally:
+        worker.end()
+
+
+def stored(name: str, files: Mapping[str, Path]) -> StoredModel:
+    """A model as the store would hand it out."""
+    return StoredModel(name, Digest.of(name.encode()), inspect_model(files), files)
+
+
 @pytest.fixture
 def launch_worker(home: Home) -> Iterator[Launch]:
     """Start a worker program with these arguments; ended at the end of the test."""
+    home.runtime.mkdir(exist_ok=True)
     started: list[Worker] = []
 
-    def start(*arguments: str | Path, name: str = "abcde", **env: str) -> Worker:
+    def start(*arguments: str | Path, name: str = "abcde") -> Worker:
         path = home.runtime / f"{name}.http"
         argv = [sys.executable, "-P", "-m", "homelab_llm.inference.workers.llama_cpp.server"]
         argv += ["--socket", str(path), *map(str, arguments)]
-        started.append(launch(argv, path, home.logs / f"{name}.log", {"GOMP_SPINCOUNT": "1000", **env}))
+        started.append(launch(argv, path, home.logs / f"{name}.log", {"GOMP_SPINCOUNT": "1000"}))
         return started[-1]
 
     yield start
     for worker in started:
         worker.end()
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder for sockets that live as long as the tests: their paths must be short."""
+    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path) -> StoredModel:
+    """The real SmolLM2."""
+    return stored("smollm2:135m", {"model.gguf": smollm2_gguf})
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_folder: Path) -> StoredModel:
+    """The real all-MiniLM-L6-v2."""
+    files = {str(path.relative_to(minilm_folder)): path for path in minilm_folder.rglob("*") if path.is_file()}
+    return stored("all-minilm:l6-v2", files)
+
+
+@pytest.fixture(scope="session")
+def chat_worker(smollm2: StoredModel, short_folder: Path) -> Iterator[Worker]:
+    """A ready worker for SmolLM2, two slots of 2,048 tokens, as the engine plans it."""
+    options = EngineOptions(context_tokens=2048, parallel=2)
+    path = short_folder / "chat0.http"
+    plan = LlamaCppEngine(Machine(search="")).plan(smollm2, options, path, short_folder / "derived")
+    with planned(plan, path, short_folder / "chat0.log") as worker:
+        yield worker
+
+
+@pytest.fixture(scope="session")
+def embedding_worker(minilm: StoredModel, short_folder: Path) -> Iterator[Worker]:
+    """A ready worker for MiniLM, converted and planned by the engine."""
+    path = short_folder / "embed.http"
+    plan = LlamaCppEngine(Machine(search="")).plan(minilm, EngineOptions(), path, short_folder / "derived")
+    with planned(plan, path, short_folder / "embed.log") as worker:
+        yield worker
 
 
 class WordPiece:
