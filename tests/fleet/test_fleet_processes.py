@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +22,7 @@ from homelab_llm.inference.fleet.lease import FleetLease
 from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
 from homelab_llm.inference.fleet.supervisor import Supervisor
 from homelab_llm.inference.fleet.vocabulary import Demand, Event
-from homelab_llm.testing.engines import OWN_TRAITS, FakeEngine
+from homelab_llm.testing.engines import FakeEngine
 from homelab_llm.testing.events import eventually
 from homelab_llm.testing.models import stored_fake_model, write_fake_model
 
@@ -37,6 +38,7 @@ class Rig:
         self.home = home
         self.folder = folder
         self.supervisor: Supervisor
+        self.engine = FakeEngine()
         limits = Limits(keep_alive_s=-1.0, fairness_s=0.2)
         self.fleet = FleetLoop(plan=self.plan, workers=self.supervise, budget_bytes=1200 * MB, limits=limits)
 
@@ -45,13 +47,13 @@ class Rig:
         return self.supervisor
 
     def plan(self, model: StoredModel) -> Planned:
-        engine = FakeEngine()
+        engine = self.engine
 
         def launch(socket: Path) -> LaunchPlan:
             return engine.plan(model, OPTIONS, socket, self.home.derived)
 
         demand = Demand(str(model.digest), model.name, FOOTPRINT.total_bytes, OPTIONS.parallel)
-        return Planned(demand, launch, engine.name, OPTIONS.context_tokens, OWN_TRAITS, footprint=FOOTPRINT)
+        return Planned(demand, launch, engine.name, OPTIONS.context_tokens, engine.traits, footprint=FOOTPRINT)
 
     def model(self, name: str, **more: Any) -> StoredModel:
         return stored_fake_model(write_fake_model(self.folder / f"{name}.gguf", name=name, **more), name)
@@ -132,3 +134,49 @@ async def test_a_real_worker_is_measured(rig: Rig) -> None:
     (worker,) = rig.fleet.status()["workers"]
     assert worker["memory_bytes"] > 64 * 2**20
     assert worker["footprint_bytes"] == max(worker["memory_bytes"], min(900 * MB, worker["memory_bytes"] + 800 * MB))
+
+
+async def leave_in_prefill(lease: FleetLease, text: str, busy: int) -> None:
+    """A request that makes ``busy`` slots of the worker busy, and whose client then leaves."""
+    _, writer = await asyncio.open_unix_connection(lease.socket)
+    body = json.dumps({"messages": [{"role": "user", "content": text}], "stream": True})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: worker\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(f"{head}{body}".encode())
+    async with asyncio.timeout(30):
+        while (await stats_of(lease))["busy"] < busy:
+            pass  # each question is a round trip
+    writer.close()
+    lease.release(abandoned=True)
+
+
+async def stats_of(lease: FleetLease) -> dict[str, Any]:
+    connector = aiohttp.UnixConnector(str(lease.socket))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get("http://worker/stats") as reply:
+        stats = await reply.json()
+    assert isinstance(stats, dict)
+    return stats
+
+
+@pytest.mark.requirement("R-F6", "R-I3")
+async def test_a_slot_whose_client_left_is_granted_only_when_the_worker_has_freed_it(rig: Rig) -> None:
+    rig.engine = FakeEngine(pooled=False)  # as llama.cpp: a client lost in prefill is noticed at the next write only
+    model = rig.model("deaf")
+    for turn in range(3):
+        leases = [await rig.fleet.acquire(model, f"t{turn}-{n}") for n in range(OPTIONS.parallel)]
+        for busy, lease in enumerate(leases, start=1):
+            await leave_in_prefill(lease, "fake: tokens=2 prefill_s=0.6", busy)
+        assert rig.fleet.status()["workers"][0]["leases"] == OPTIONS.parallel
+    lease = await asyncio.wait_for(rig.fleet.acquire(model, "last"), 30)
+    assert (await stats_of(lease))["overcommitted"] == 0
+    lease.release()
+    await eventually(lambda: rig.fleet.status()["workers"][0]["leases"] == 0)
+
+
+@pytest.mark.requirement("R-F6")
+async def test_leases_of_lost_clients_end_with_their_worker(rig: Rig) -> None:
+    rig.engine = FakeEngine(pooled=False)
+    model = rig.model("deaf")
+    lease = await rig.fleet.acquire(model, "r1")
+    await leave_in_prefill(lease, "fake: tokens=2 prefill_s=600", 1)
+    assert await asyncio.wait_for(rig.fleet.unload(model, force=True), 30)
+    assert rig.fleet.status()["workers"] == []

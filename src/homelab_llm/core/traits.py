@@ -13,6 +13,7 @@ class WorkerTraits:
     ``notices_abort``: it sees a closed connection in prefill and for replies that are not streamed; where
     it does not (llama.cpp), every request is sent as a stream with progress and put together here.
     ``progress``: it sends ``prompt_progress`` events when asked with ``return_progress``.
+    ``slots_path``: where such a worker tells which slots are busy (llama.cpp's ``/slots``), else empty.
     ``json_schema`` / ``tools``: it enforces a JSON Schema while sampling / a forced tool call through it.
     """
 
@@ -21,3 +22,4 @@ class WorkerTraits:
     progress: bool
     json_schema: bool
     tools: bool
+    slots_path: str = ""

@@ -12,7 +12,9 @@ from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchP
 from homelab_llm.testing.models import ARCHITECTURE
 
 OWN_TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, json_schema=True, tools=True)
-LLAMA_CPP_TRAITS = WorkerTraits(pooled=False, notices_abort=False, progress=True, json_schema=True, tools=True)
+LLAMA_CPP_TRAITS = WorkerTraits(
+    pooled=False, notices_abort=False, progress=True, json_schema=True, tools=True, slots_path="/slots"
+)
 
 
 class FakeEngine:
@@ -45,6 +47,11 @@ class FakeEngine:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def traits(self) -> WorkerTraits:
+        """What its workers claim."""
+        return self._traits
 
     def supports(self, facts: ModelFacts) -> Support:
         if facts.format == "gguf" and facts.architecture == ARCHITECTURE:

@@ -80,8 +80,8 @@ class Connection(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
-        self._requests += self._path != b"/stats"  # asking does not change the answer
-        if self._requests > 1 and self._path != b"/stats":
+        self._requests += self._path not in (b"/stats", b"/slots")  # asking does not change the answer
+        if self._requests > 1 and self._path not in (b"/stats", b"/slots"):
             self._server.stats.reused += 1
             if not self._server.pooled and self._transport is not None:
                 self._transport.abort()
@@ -136,6 +136,9 @@ class Connection(asyncio.Protocol):
         if path == b"/stats":
             told = {name: getattr(server.stats, name) for name in Stats.__slots__}
             return response(200, {**told, "pid": os.getpid(), "model": server.model, "loaded": server.loaded})
+        if path == b"/slots":
+            slots = range(server.stats.parallel)
+            return response(200, [{"id": slot, "is_processing": slot < server.stats.busy} for slot in slots])
         if path == b"/v1/models":
             return response(200, {"object": "list", "data": [{"id": server.model, "object": "model"}]})
         if not server.loaded:

@@ -15,6 +15,8 @@ class LeaseHome(Protocol):
 
     def end_lease(self, request_id: str) -> None: ...
 
+    def leave(self, request_id: str, worker_id: str) -> None: ...
+
     def condemn(self, worker_id: str) -> None: ...
 
     async def failure(self, worker_id: str) -> HomelabError: ...
@@ -43,10 +45,18 @@ class FleetLease:
         self.traits = traits
         self.context_tokens = context_tokens
 
-    def release(self) -> None:
-        """Give the slot back; the next request may be granted within this call."""
-        if not self._released:
-            self._released = True
+    def release(self, *, abandoned: bool = False) -> None:
+        """Give the slot back; the next request may be granted within this call.
+
+        ``abandoned``: the connection was closed in mid-reply. A worker that does not notice that at once keeps
+        the slot until it says that it is free.
+        """
+        if self._released:
+            return
+        self._released = True
+        if abandoned and self.traits.slots_path:
+            self._home.leave(self._request_id, self.worker_id)
+        else:
             self._home.end_lease(self._request_id)
 
     def condemn(self) -> None:

@@ -25,6 +25,7 @@ from homelab_llm.inference.fleet.seams import Planned, Workers
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.status import Running, worker_status
 from homelab_llm.inference.fleet.subscription import Subscription
+from homelab_llm.inference.fleet.vacating import Vacating
 from homelab_llm.inference.fleet.vocabulary import (
     AliasChange,
     Cancel,
@@ -251,6 +252,21 @@ class FleetLoop:
         """The request is over, however it ended."""
         self.report(LeaseEnd(request_id))
 
+    def leave(self, request_id: str, worker_id: str) -> None:
+        """The client left in mid-reply; the lease ends when the worker says that the slot is free."""
+        running = self._running.get(worker_id)
+        if running is None or self._closed:
+            self.end_lease(request_id)
+            return
+        if running.vacating is None:
+            running.vacating = Vacating(
+                running.socket,
+                running.planned.traits.slots_path,
+                serving=lambda: self._scheduler.leases(worker_id),
+                end=self.end_lease,
+            )
+        running.vacating.add(request_id)
+
     def condemn(self, worker_id: str) -> None:
         """The worker does not answer any more: end it at once."""
         self.report(Condemn(worker_id))
@@ -362,6 +378,8 @@ class FleetLoop:
     def _exited(self, event: WorkerExit) -> None:
         running = self._running.pop(event.worker_id, None)
         if running is not None:
+            if running.vacating is not None:
+                running.vacating.close()
             running.gone.set()
 
     def _remeasure(self) -> None:

@@ -137,6 +137,11 @@ class Scheduler:
         queue = self._book.queues.get(key)
         return queue is not None and queue.worker is not None
 
+    def leases(self, worker_id: str) -> int:
+        """How many requests use this worker now."""
+        worker = self._book.workers.get(worker_id)
+        return 0 if worker is None else worker.leases
+
     def knows(self, request_id: str) -> bool:
         """Whether a request of this id waits or runs."""
         return request_id in self._book.leases or request_id in self._book.waiting

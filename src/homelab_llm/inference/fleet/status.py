@@ -9,17 +9,22 @@ from typing import Any
 
 from homelab_llm.inference.fleet.seams import Planned, WorkerInfo
 from homelab_llm.inference.fleet.state import WorkerView
+from homelab_llm.inference.fleet.vacating import Vacating
 
 
 @dataclass(slots=True)
 class Running:
-    """A started worker of the run loop; ``gone`` is set after its proof of death."""
+    """A started worker of the run loop; ``gone`` is set after its proof of death.
+
+    ``vacating`` holds the leases whose clients left, where the worker does not notice that at once.
+    """
 
     planned: Planned
     socket: Path
     digest: str
     loaded_unix_s: float | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    vacating: Vacating | None = None
 
 
 def worker_status(view: WorkerView, running: Running, info: WorkerInfo | None) -> dict[str, Any]:
