@@ -69,6 +69,7 @@ class OneLease:
     fleet: OneFleet
     request_id: str
     ended: int = 0
+    abandoned: bool = False
 
     @property
     def socket(self) -> Path:
@@ -86,9 +87,13 @@ class OneLease:
     def worker_id(self) -> str:
         return "w1"
 
-    def release(self) -> None:
+    def release(self, *, abandoned: bool = False) -> None:
         self.ended += 1
+        self.abandoned = abandoned
         self.fleet.next_turn()
+
+    def condemn(self) -> None:
+        self.fleet.condemned.append(self.worker_id)
 
     async def failure(self) -> HomelabError:
         return WorkerCrashed("the worker ended", signal="KILL")
@@ -103,6 +108,7 @@ class OneFleet:
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     keep_alives: list[float | None] = field(default_factory=list)
     unloaded: list[tuple[str, bool]] = field(default_factory=list)
+    condemned: list[str] = field(default_factory=list)
     refuse: HomelabError | None = None
     hold: asyncio.Event | None = None
     steps: Sequence[Wait] = (Wait("loading", 0.5), Wait("ready", 1.0))

@@ -125,6 +125,6 @@ async def test_a_client_that_stops_reading_is_let_go(talkative_worker: Worker, o
         await eventually(lambda: door.fleet.granted, what="lease")
         await eventually(lambda: door.fleet.open_leases == 0, within_s=30, what="lease to end")
         assert door.rows.rows[0].error == "cancelled"
-        assert door.fleet.unloaded == []
+        assert door.fleet.condemned == []
         transport.abort()
         await nothing_is_left(door)

@@ -101,8 +101,8 @@ async def test_a_silent_worker_is_ended_and_the_client_told(
         assert status == 200
         assert events[-1]["error"]["code"] == "worker_stalled"
         assert b"[DONE]" not in content
-        await eventually(lambda: door.fleet.unloaded, what="worker to be ended")
-        assert door.fleet.unloaded == [("fake:latest", True)]
+        await eventually(lambda: door.fleet.condemned, what="worker to be ended")
+        assert door.fleet.condemned == ["w1"]
 
 
 async def test_a_slow_stream_is_not_a_silent_worker(own_worker: Worker, open_door: OpenDoor) -> None:

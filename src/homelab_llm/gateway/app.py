@@ -16,7 +16,6 @@ import orjson
 
 from homelab_llm import __version__
 from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, HomelabError, InternalError
-from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.gateway.admin import Admin
 from homelab_llm.gateway.auth import Gate, Presented, cors_headers, preflight_headers
@@ -68,13 +67,11 @@ class App:
             parts.shaper,
             self._upstream,
             stall_s=stall_timeout_s,
-            on_stall=self._end_worker,
         )
         self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown)
         self._list = ModelList(parts.catalogue)
         self._openapi = b""
         self._exchanges: set[Exchange] = set()
-        self._chores: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._sweep_s = min(SWEEP_S, stall_timeout_s / 4, settings.request_deadline_s / 4)
         self.stopping = False
@@ -101,10 +98,9 @@ class App:
 
     async def close(self) -> None:
         """End what runs besides requests, and close the connections to workers."""
-        chores = [*self._chores, *([self._sweeper] if self._sweeper else [])]
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         self._upstream.close()
 
     @property
@@ -124,19 +120,6 @@ class App:
             for exchange in list(self._exchanges):
                 exchange.tick(now_s)
             self._upstream.sweep(now_s)
-
-    def _end_worker(self, model: StoredModel) -> None:
-        """End a worker that fell silent; its other requests get its error."""
-        log.warning("worker sent nothing for too long; ending it", extra={"model": model.name})
-        chore = asyncio.get_running_loop().create_task(self._unload(model))
-        self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
-
-    async def _unload(self, model: StoredModel) -> None:
-        try:
-            await self._parts.fleet.unload(model, force=True)
-        except HomelabError as error:
-            log.warning("a silent worker could not be ended", extra={"model": model.name, "code": error.code})
 
     # --- one request ---
 

@@ -27,7 +27,7 @@ Access = Literal["open", "inference", "admin"]
 Headers = Iterable[tuple[bytes, bytes]]
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::(?P<port>\d{1,5}))?")
-_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@\s]+)")
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9_.:\[\]-]+)")
 _REQUESTED = re.compile(rb"[A-Za-z0-9_, -]{0,2048}")
 _CACHE = 1024
 _FULL = KeyGrant("", frozenset({"inference", "admin"}))

@@ -18,13 +18,12 @@ import orjson
 from homelab_llm.core.errors import Cancelled, DaemonUnavailable, DeadlineExceeded, HomelabError, WorkerStalled
 from homelab_llm.gateway.errors import body_of, headers_of, status_of
 from homelab_llm.gateway.limits import Receive
-from homelab_llm.gateway.link import Link
+from homelab_llm.gateway.link import Headers, Link
 from homelab_llm.gateway.seams import RequestRow
 from homelab_llm.gateway.sse import comment, event
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
-Headers = list[tuple[bytes, bytes]]
 
 COMMENT_AFTER_S = 5.0
 NDJSON = b"application/x-ndjson"
@@ -190,6 +189,9 @@ class Exchange:
         """The complete reply, JSON unless ``headers`` name a content type."""
         chosen = headers if headers is not None else [_JSON_HEADER]
         length = [] if status == 204 else [(b"content-length", b"%d" % len(content))]
+        if self._link is not None and self._link.reply(status, [*chosen, *length, *self.headers], content):
+            self.row.status = status
+            return
         await self._start(status, [*chosen, *length])
         await self._send({"type": "http.response.body", "body": content})
 

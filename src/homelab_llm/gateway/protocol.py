@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from homelab_llm.core.errors import BodyTooLarge, DeadlineExceeded, Exhausted, HomelabError, InvalidInput
 from homelab_llm.gateway.errors import body_of
-from homelab_llm.gateway.link import JoiningTransport, Link
+from homelab_llm.gateway.link import Headers, JoiningTransport, Link
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
@@ -61,7 +61,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         joining = JoiningTransport(transport)
-        self._link = Link(joining, self.shutdown)
+        self._link = Link(joining, close_after_reply=self.shutdown, reply=self._reply)
         super().connection_made(cast(asyncio.Transport, joining))  # it has the methods that uvicorn calls
         self._receive_by_s = time.monotonic() + self._bounds.receive_deadline_s
         excess = len(self.connections) - self._bounds.max_connections
@@ -123,6 +123,25 @@ class DoorProtocol(HttpToolsProtocol):
             limit_s = self._bounds.receive_deadline_s
             error = DeadlineExceeded(f"the request did not arrive within {limit_s:g} s", limit_s=limit_s)
             self._refuse_raw(408, error)
+
+    def _reply(self, status: int, headers: Headers, content: bytes) -> bool:
+        """Send a whole reply in one write, as ``RequestResponseCycle.send`` would in two messages."""
+        cycle = self.cycle
+        if cycle.response_started or cycle.disconnected or self.flow.write_paused:
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        if self.scope["method"] != "HEAD":
+            lines.append(content)
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join(lines))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     def _refuse_raw(self, status: int, error: HomelabError) -> None:
         """Answer without the application, unless this request's reply has begun, and close."""

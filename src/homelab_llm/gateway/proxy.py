@@ -6,6 +6,8 @@ ends exactly once and the worker's connection is closed or pooled.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +26,8 @@ from homelab_llm.gateway.seams import Catalogue, Fleet, Lease, Shaper
 from homelab_llm.gateway.sse import Passage
 from homelab_llm.gateway.upstream import Connection, Upstream, UpstreamGarbled, UpstreamLost
 from homelab_llm.gateway.weave import Weave
+
+log = logging.getLogger(__name__)
 
 CHAT_PATH = b"/v1/chat/completions"
 COMPLETION_PATH = b"/v1/completions"
@@ -56,7 +60,6 @@ class Proxy:
 
     Args:
         stall_s: a worker that streams nothing for this long is ended.
-        on_stall: told the model of a silent worker; ends that worker.
     """
 
     def __init__(
@@ -67,14 +70,12 @@ class Proxy:
         upstream: Upstream,
         *,
         stall_s: float,
-        on_stall: Callable[[StoredModel], None],
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
         self._shaper = shaper
         self._upstream = upstream
         self._stall_s = stall_s
-        self._on_stall = on_stall
 
     async def generate(self, exchange: Exchange, ask: Ask, path: bytes) -> None:
         """Chat and text completion.
@@ -86,6 +87,7 @@ class Proxy:
         exchange.comments = ask.stream
         exchange.waiting_for = lambda: self._standing(model.name)
         lease = await self._lease(exchange, ask, model)
+        left = False
         try:
             shape = None
             body = ask.body
@@ -97,10 +99,14 @@ class Proxy:
                 await self._stream(exchange, ask, path, lease, body, shape=shape)
             else:
                 await self._whole(exchange, path, lease, body)
+        except asyncio.CancelledError:
+            left = True
+            raise
         finally:
-            lease.release()
             if exchange.stalled:
-                self._on_stall(model)
+                log.warning("worker sent nothing for too long; ending it", extra={"model": model.name})
+                lease.condemn()
+            lease.release(abandoned=left)
 
     async def embed(self, exchange: Exchange, ask: Ask) -> None:
         """Embeddings; never streamed, so a stall is bounded by the request's deadline."""
@@ -115,10 +121,14 @@ class Proxy:
                 width=width,
             )
         lease = await self._lease(exchange, ask, model)
+        left = False
         try:
             await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": model.name})
+        except asyncio.CancelledError:
+            left = True
+            raise
         finally:
-            lease.release()
+            lease.release(abandoned=left)
 
     # --- before the worker ---
 
@@ -162,7 +172,7 @@ class Proxy:
                 self._upstream.finish(connection)
         if connection.status != 200:
             raise error_of(connection.status, content, lease.context_tokens)
-        if found := _USAGE.search(content):
+        if (place := content.rfind(b'"usage"')) >= 0 and (found := _USAGE.match(content, place)):
             _count(exchange, orjson.loads(found[1]))
         await exchange.whole(200, content)
 

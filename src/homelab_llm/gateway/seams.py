@@ -50,7 +50,13 @@ class Lease(Protocol):
     @property
     def worker_id(self) -> str: ...
 
-    def release(self) -> None: ...
+    def release(self, *, abandoned: bool = False) -> None:
+        """End the lease; ``abandoned`` when the worker's connection was closed in mid-reply."""
+        ...
+
+    def condemn(self) -> None:
+        """The worker fell silent: end it. Others in it break off too, those that wait get another worker."""
+        ...
 
     async def failure(self) -> HomelabError:
         """Why the worker broke off: waits (bounded, < 1 s) for the typed reason of its death."""
