@@ -164,6 +164,12 @@ def launch_worker(home: Home) -> Iterator[Launch]:
         worker.end()
 
 
+@pytest.fixture
+def worker_of() -> Callable[..., contextlib.AbstractContextManager[Worker]]:
+    """``worker_of(plan, socket, log)``: that worker, ready, for a block."""
+    return planned
+
+
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
     """A folder for sockets that live as long as the tests: their paths must be short."""

@@ -37,6 +37,7 @@ _ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 """libgomp's threads spin before they sleep, by default so long that a second busy process on the machine stops all
 progress: 2 tokens/s in place of 30 (SmolLM2, two cores, one of them contended); alone this costs nothing (134)."""
 
+_ADDRESS: dict[str, Wish] = {"an address": [["--host"]]}  # the launcher gives it
 _GPU_BUILD = {"nvidia": "-DGGML_CUDA=ON", "amd": "-DGGML_HIP=ON", "apple": ""}
 _ASK_XLLAMACPP = (
     "import xllamacpp; print([d['name'] for d in xllamacpp.get_device_info() if 'CPU' not in d['type'].name"
@@ -68,7 +69,7 @@ class LlamaCppEngine:
     def server(self) -> LlamaServer | None:
         """The ``llama-server`` to use: one built for a GPU that is here, or any when xllamacpp is not installed."""
         found = find_llama_server(self.machine)
-        if found is None or found.missing(_needs(embedding=True)):
+        if found is None or found.missing(_needs(embedding=True) | _ADDRESS):
             return None
         return found if found.devices or not self.has_xllamacpp() else None
 
@@ -195,7 +196,6 @@ def _needs(
     """What a ``llama-server`` must take to be used at all: else requests would be cut, mixed up or unanswered."""
     needs: dict[str, Wish] = {
         "the model": [["--model", model]],
-        "an address": [["--host"]],
         "a context": [["--ctx-size", context]],
         "slots": [["--parallel", parallel]],
         "batches": [["--batch-size", batch]],

@@ -15,6 +15,7 @@ in two corners (measured): it does not take Hangul syllables apart, and it drops
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from homelab_llm.core.atomic import publish
 from homelab_llm.core.errors import BadModelFile, HomelabError, UnsupportedRequest
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.locks import locked
+from homelab_llm.core.units import format_bytes
 
 VERSION = 1  # of the output; the engine puts it into the target's name
 _MAX_JSON_BYTES = 64 << 20
@@ -333,10 +335,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = {name: Path(path) for name, _, path in (pair.partition("=") for pair in given.file)}
     try:
         convert(files, given.target, given.name)
-    except HomelabError as error:
-        print(f"error: {error.message}", file=sys.stderr, flush=True)  # noqa: T201
+    except (HomelabError, OSError) as error:
+        print(f"error: {_told(error, files)}", file=sys.stderr, flush=True)  # noqa: T201
         return 2
     return 0
+
+
+def _told(error: HomelabError | OSError, files: Mapping[str, Path]) -> str:
+    if isinstance(error, HomelabError):
+        return error.message
+    if error.errno == errno.ENOSPC:
+        size = sum(path.stat().st_size for path in files.values() if path.is_file())
+        return f"the disk is full: the converted model takes at most {format_bytes(size)}"
+    return f"the files cannot be read or written: {error.strerror}"
 
 
 if __name__ == "__main__":
