@@ -129,7 +129,7 @@ def test_an_object_is_allowed_in_order_and_nothing_else(text: str, allowed: bool
 def test_another_property_never_takes_the_name_of_a_known_one(key: str, accepts: Accepts) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
     grammar = compiled(schema)
-    assert accepts(grammar, '{"name": 1, "nam": "x", "names": "y", "": "z"}')
+    assert accepts(grammar, '{"name": 1, "na": "x", "names": "y", "": "z"}')
     assert not accepts(grammar, f'{{"{key}": "x"}}')
 
 

@@ -53,7 +53,7 @@ def chat(worker: Any, model: StoredModel, body: dict[str, Any]) -> tuple[str, li
     for event in worker.stream(shaped.body):
         for choice in event["choices"]:
             content = choice["delta"].get("content") or ""
-            deltas = reply.feed(content) if reply else [{"content": content}]
+            deltas: list[dict[str, Any]] = reply.feed(content) if reply else [{"content": content}]
             reason = choice["finish_reason"] or reason
             if reply and choice["finish_reason"]:
                 last, reason = reply.finish(choice["finish_reason"])
