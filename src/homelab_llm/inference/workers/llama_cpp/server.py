@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_BATCH_TOKENS = 256  # one batch is how long an abort in prefill takes to be noticed
+MAX_BATCH_TOKENS = 128  # one batch is how long an abort in prefill takes to be noticed
 _REASON = re.compile(r" E [^\n]*?(?:error loading model: |gguf_init_from\w+: )([^\n]+)")
 _LOG_LEVEL_WARNINGS = 2
 _SPARE_HTTP_THREADS = 4  # for /health, /slots and connections about to close, beside one per slot
