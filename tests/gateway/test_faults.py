@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,21 @@ async def stream(door: Door, prompt: str, **fields: Any) -> tuple[int, list[Any]
     reply = await door.post(CHAT, chat(prompt, stream=True, **fields))
     events = [json.loads(line[6:]) for line in reply.content.splitlines() if line.startswith(b"data: {")]
     return reply.status_code, events, reply.content
+
+
+async def stream_after_a_comment(door: Door, prompt: str, then: Callable[[], None]) -> tuple[list[Any], bytes]:
+    """Events and all bytes of a streamed chat; ``then`` is called when the first bytes, a comment, have come."""
+    content = b""
+    async with (
+        door.client() as client,
+        client.stream("POST", CHAT, json=chat(prompt, stream=True)) as reply,
+    ):
+        assert reply.status_code == 200
+        async for part in reply.aiter_bytes():
+            if not content:
+                then()
+            content += part
+    return [json.loads(line[6:]) for line in content.splitlines() if line.startswith(b"data: {")], content
 
 
 @pytest.mark.requirement("R-I2", "R-G3")
@@ -143,11 +159,7 @@ async def test_a_waiting_stream_is_told_what_it_waits_for_in_comments(
     monkeypatch.setattr("homelab_llm.gateway.exchange.COMMENT_AFTER_S", 0.05)
     async with open_door(workers["own"], stall_timeout_s=0.4) as door:
         door.fleet.hold = asyncio.Event()
-        asked = asyncio.get_running_loop().create_task(stream(door, "fake: tokens=2"))
-        await asyncio.sleep(0.5)
-        door.fleet.hold.set()
-        status, events, content = await asked
-        assert status == 200
+        events, content = await stream_after_a_comment(door, "fake: tokens=2", door.fleet.hold.set)
         assert content.startswith(b": loading fake:latest: load 40%\n\n")
         assert [event["choices"][0]["delta"].get("content") for event in events[1:3]] == ["tok0", " tok1"]
         assert content.endswith(b"data: [DONE]\n\n")
@@ -159,13 +171,13 @@ async def test_a_load_that_fails_after_comments_is_an_error_event(
 ) -> None:
     monkeypatch.setattr("homelab_llm.gateway.exchange.COMMENT_AFTER_S", 0.05)
     async with open_door(workers["own"], stall_timeout_s=0.4) as door:
-        door.fleet.hold = asyncio.Event()
-        asked = asyncio.get_running_loop().create_task(stream(door, "hi"))
-        await asyncio.sleep(0.5)
-        door.fleet.refuse = LoadFailed("the worker ended while loading", exit_code=3)
-        door.fleet.hold.set()
-        status, events, content = await asked
-        assert status == 200
+        hold = door.fleet.hold = asyncio.Event()
+
+        def fail() -> None:
+            door.fleet.refuse = LoadFailed("the worker ended while loading", exit_code=3)
+            hold.set()
+
+        events, content = await stream_after_a_comment(door, "hi", fail)
         assert [event["error"]["code"] for event in events] == ["load_failed"]
         assert b"[DONE]" not in content
 

@@ -159,7 +159,7 @@ class App:
         state = scope.get("state") or {}
         listener: Listener = state.get("listener", _NO_LISTENER)
         if refused := state.get("refused"):
-            exchange.headers.append((b"connection", b"close"))
+            exchange.close_connection()
             raise refused
         told = Presented.of(scope["headers"])
         self._gate.check_host(told, listener)

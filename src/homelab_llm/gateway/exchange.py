@@ -211,6 +211,11 @@ class Exchange:
             self.row.first_token_ms = self.elapsed_ms
         await self._send({"type": "http.response.body", "body": block, "more_body": True})
 
+    def close_connection(self) -> None:
+        """Close the connection after this reply."""
+        if self._link is not None:
+            self._link.close_after_reply()
+
     async def end(self) -> None:
         """The end of a streamed reply."""
         await self._send({"type": "http.response.body", "body": b""})
@@ -230,8 +235,7 @@ class Exchange:
             await self.whole(status_of(error), orjson.dumps(body_of(error)), [_JSON_HEADER, *headers_of(error)])
             return
         told = body_of(error)
-        if self._link is not None:
-            self._link.close_after_reply()  # nobody shall take the broken answer for a whole one
+        self.close_connection()  # nobody shall take the broken answer for a whole one
         line = event(told) if self._format == EVENTS else orjson.dumps(told) + b"\n"
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
         await self.end()

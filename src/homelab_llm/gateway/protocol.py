@@ -53,6 +53,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._bounds = bounds
         self._in_head = True
         self._head_bytes = 0
+        self._read_bytes = 0
         self._unread_bytes = 0
         self._receive_by_s = math.inf
         self._closing_since_s = 0.0
@@ -79,6 +80,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._link = None
 
     def data_received(self, data: bytes) -> None:
+        self._read_bytes = len(data)
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -100,7 +102,10 @@ class DoorProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         refused = self._refused
-        if len(self.headers) > MAX_HEADERS or sum([len(n) + len(v) for n, v in self.headers]) > MAX_HEADER_BYTES:
+        if len(self.headers) > MAX_HEADERS or (
+            self._head_bytes + self._read_bytes > MAX_HEADER_BYTES
+            and sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEADER_BYTES
+        ):
             refused = _headers_too_large()
         if refused is not None:
             self.scope["state"]["refused"] = refused

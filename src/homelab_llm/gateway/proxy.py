@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -84,8 +85,9 @@ class Proxy:
             HomelabError: for the client, before or after its stream began.
         """
         model = self._resolve(exchange, ask, embedding=False)
-        exchange.comments = ask.stream
-        exchange.waiting_for = lambda: self._standing(model.name)
+        if ask.stream:
+            exchange.comments = True
+            exchange.waiting_for = partial(self._standing, model.name)
         lease = await self._lease(exchange, ask, model)
         left = False
         try:
@@ -228,7 +230,7 @@ class Proxy:
         connection: Connection | None = None
         exchange.stall_s = self._stall_s
         exchange.heard_s = time.monotonic()
-        exchange.waiting_for = lambda: _prefill(sink)
+        exchange.waiting_for = partial(_prefill, sink)
         try:
             connection = await self._upstream.post(lease.socket, path, orjson.dumps(body), pooled=lease.traits.pooled)
             if connection.status != 200:

@@ -121,11 +121,14 @@ MESSAGE = Record(
 )
 
 
+_LISTED = ListOf(MESSAGE, MAX_MESSAGES, low=1)
+
+
 class Messages:
     """The conversation: known roles, each with what its role needs. ``developer`` is sent as ``system``."""
 
     def __call__(self, value: Any, path: str) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = ListOf(MESSAGE, MAX_MESSAGES, low=1)(value, path)
+        messages: list[dict[str, Any]] = _LISTED(value, path)
         for index, message in enumerate(messages):
             role = message["role"]
             message.pop("refusal", None)
@@ -142,7 +145,7 @@ class Messages:
         return messages
 
     def schema(self) -> dict[str, Any]:
-        return ListOf(MESSAGE, MAX_MESSAGES, low=1).schema()
+        return _LISTED.schema()
 
 
 TOOL = Record(
@@ -385,9 +388,10 @@ def parse_chat(given: dict[str, Any]) -> Ask:
         raise InvalidInput("'top_logprobs' needs 'logprobs': true", field="top_logprobs")
     if effort := body.pop("reasoning_effort", None):
         body["chat_template_kwargs"] = {"reasoning_effort": effort, **body.get("chat_template_kwargs", {})}
-    _check_tools(body)
-    if body.get("response_format", {}).get("type") == "text":
-        del body["response_format"]
+    if "tools" in body or "tool_choice" in body or "parallel_tool_calls" in body:
+        _check_tools(body)
+    if wanted := body.get("response_format"):
+        _check_format(body, wanted)
     ask.shaped = (
         "tools" in body
         or "response_format" in body
@@ -407,8 +411,12 @@ def _check_tools(body: dict[str, Any]) -> None:
         body.pop("tool_choice", None)
     elif isinstance(choice, dict) and choice["function"]["name"] not in names:
         raise InvalidInput("'tool_choice' names a function that is not in 'tools'", field="tool_choice.function.name")
-    wanted = body.get("response_format")
-    if wanted and wanted["type"] == "json_schema" and "json_schema" not in wanted:
+
+
+def _check_format(body: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if wanted["type"] == "text":
+        del body["response_format"]
+    elif wanted["type"] == "json_schema" and "json_schema" not in wanted:
         raise InvalidInput("'response_format.json_schema' is required", field="response_format.json_schema")
 
 
