@@ -70,8 +70,9 @@ def _engine_of(row: dict[str, Any]) -> psutil.Process:
 
 @pytest.mark.requirement("R-I2", "R-G3")
 def test_a_killed_worker_ends_the_stream_with_a_typed_error_and_the_next_request_works(
-    fake_daemon: Daemon, figure: Note
+    request: pytest.FixtureRequest, fake_daemon: Daemon, figure: Note
 ) -> None:
+    kind = request.node.callspec.params["fake_daemon"]
     row = _load(fake_daemon, "fake:latest")
     engine = _engine_of(row)
     with contextlib.closing(_send(fake_daemon, _ask("fake", "fake: tokens=5000 rate=100", stream=True))) as connection:
@@ -81,7 +82,7 @@ def test_a_killed_worker_ends_the_stream_with_a_typed_error_and_the_next_request
         killed = time.monotonic()
         engine.send_signal(signal.SIGKILL)
         error = next(event for event in events if "error" in event)["error"]
-        figure("fault.worker_killed.error_event", time.monotonic() - killed, "s", "<= 1.0")
+        figure(f"fault.worker_killed.{kind}.error_event", time.monotonic() - killed, "s", "<= 1.0")
         assert error["code"] in ("worker_crashed", "worker_out_of_memory")
         assert list(events) == []
     with contextlib.closing(_send(fake_daemon, _ask("fake", "fake: tokens=2"))) as connection:
@@ -101,13 +102,14 @@ def test_a_killed_worker_ends_the_stream_with_a_typed_error_and_the_next_request
     ],
 )
 def test_clients_that_leave_free_every_slot(
-    fake_daemon: Daemon, figure: Note, full: bool, name: str, text: str, stream: bool
+    request: pytest.FixtureRequest, fake_daemon: Daemon, figure: Note, full: bool, name: str, text: str, stream: bool
 ) -> None:
+    kind = request.node.callspec.params["fake_daemon"]
     row = _load(fake_daemon, "fake:latest")
     freed = _leave(fake_daemon, lambda: _ask("fake", text, stream=stream), 200 if full else 30)
     worker = str(fake_daemon.home.runtime / f"{row['id']}.http")
     freed += _until(lambda: _get(worker, "/stats")["busy"] == 0)
-    figure(f"fault.disconnect.fake.{name.replace(' ', '_')}", freed, "s", "<= 2.0")
+    figure(f"fault.disconnect.{kind}.{name.replace(' ', '_')}", freed, "s", "<= 2.0")
 
 
 def _leave(daemon: Daemon, body: Callable[[], dict[str, Any]], count: int) -> float:
@@ -154,13 +156,16 @@ def _get(worker: str, path: str) -> Any:
 
 
 @pytest.mark.requirement("R-S2")
-def test_a_killed_daemon_leaves_no_worker_and_no_socket_in_use(fake_daemon: Daemon, figure: Note) -> None:
+def test_a_killed_daemon_leaves_no_worker_and_no_socket_in_use(
+    request: pytest.FixtureRequest, fake_daemon: Daemon, figure: Note
+) -> None:
+    kind = request.node.callspec.params["fake_daemon"]
     row = _load(fake_daemon, "fake:latest")
     family = [psutil.Process(row["pid"]), *psutil.Process(row["pid"]).children(recursive=True)]
     assert len(family) >= 2
     os.kill(fake_daemon.pid, signal.SIGKILL)
     gone = _until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
-    figure("fault.daemon_killed.workers_gone", gone, "s")
+    figure(f"fault.daemon_killed.{kind}.workers_gone", gone, "s")
     for path in fake_daemon.home.runtime.glob("*"):
         if path.is_socket():
             with (
