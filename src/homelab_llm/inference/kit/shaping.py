@@ -14,8 +14,10 @@ found but not enforced, and forced ones are refused. Stop sequences do not cut a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict
+from functools import lru_cache, partial
 from typing import Any
 
 from homelab_llm.core.errors import UnsupportedRequest
@@ -39,6 +41,7 @@ from homelab_llm.inference.kit.tools import (
 
 _TAKEN = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _ANY_OBJECT = {"type": "object"}
+_REMEMBERED = 16  # grammars, of at most a megabyte each
 
 
 class OpenAIShaper:
@@ -75,7 +78,7 @@ def _forced(
     else:
         told["messages"] = with_instructions(told["messages"], describe(tools, forced=True), facts.chat_template)
     told.pop("stop", None)
-    _enforce(told, forced_grammar(tools), "tools", facts)
+    _enforce(told, _forced_text(_key(tools)), facts)
     return Shaped(told, partial(ToolCallStream, [tool.name for tool in tools], forced=True))
 
 
@@ -94,7 +97,7 @@ def _auto(
     if native and not instead:
         told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "auto", "parallel_tool_calls": many}
         return Shaped(told)
-    text = auto_grammar(tools, many=many, instead=instead).text("tools")
+    text = _auto_text(_key(tools), many, json.dumps(instead))
     if native:
         told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "none"}
     else:
@@ -110,7 +113,7 @@ def _without_tools(told: dict[str, Any], body: dict[str, Any], facts: ModelFacts
         grammar = Grammar()
         root = add_schema(grammar, wanted[0], wanted[1], strict=True)
         grammar.add("root", root)
-        _enforce(told, grammar, wanted[1], facts)
+        _enforce(told, grammar.text(wanted[1]), facts)
     elif traits.json_schema and speaks_of_tools(body["messages"]) and _writes_tags(facts):
         told["grammar"] = text_grammar().text()  # it has seen calls, and might write another one as text
     return Shaped(told)
@@ -139,9 +142,26 @@ def _require(traits: WorkerTraits, field: str, what: str) -> None:
         )
 
 
-def _enforce(told: dict[str, Any], grammar: Grammar, where: str, facts: ModelFacts) -> None:
+def _key(tools: Sequence[Tool]) -> str:
+    return json.dumps([asdict(tool) for tool in tools])
+
+
+# Agents send the same tools with every request; a grammar for twenty of them takes 20 ms.
+@lru_cache(maxsize=_REMEMBERED)
+def _forced_text(tools: str) -> str:
+    return forced_grammar([Tool(**tool) for tool in json.loads(tools)]).text("tools")
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _auto_text(tools: str, many: bool, instead: str) -> str:
+    return auto_grammar([Tool(**tool) for tool in json.loads(tools)], many=many, instead=json.loads(instead)).text(
+        "tools"
+    )
+
+
+def _enforce(told: dict[str, Any], grammar: str, facts: ModelFacts) -> None:
     """From the first character on: a model that thinks first must not, and its answer is not searched for thoughts."""
-    told["grammar"] = grammar.text(where)
+    told["grammar"] = grammar
     if "thinking" in facts.capabilities:
         told["chat_template_kwargs"] = {"enable_thinking": False, **told.get("chat_template_kwargs", {})}
         told["reasoning_format"] = "none"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from homelab_llm.core.errors import InvalidInput
@@ -29,6 +30,7 @@ from homelab_llm.inference.kit.schemas import add_schema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # in one answer
+_REMEMBERED = 256  # compiled tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +129,26 @@ def _arguments(grammar: Grammar, tool: Tool, prefix: str, limit: int) -> Expr:
 
     Many schemas of tools are written by programs; a client cannot be told to simplify them.
     """
+    text = json.dumps(tool.parameters, ensure_ascii=False)
+    own = _compiled(text, tool.field, tool.strict, prefix)
+    if own is None or (own.size > limit and not tool.strict):
+        return rules.free_object(grammar)
+    grammar.rules.update(own.rules)
+    return grammar.rules.pop("root")
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _compiled(parameters: str, field: str, strict: bool, prefix: str) -> Grammar | None:
+    """One tool's arguments as a grammar of their own, None when too complex; agents send the same tools every time."""
     own = Grammar()
     try:
-        root = add_schema(own, tool.parameters, tool.field, strict=tool.strict, prefix=prefix)
-        own.rules["root"] = root
-        own.check(tool.field)
+        own.rules["root"] = add_schema(own, json.loads(parameters), field, strict=strict, prefix=prefix)
+        own.check(field)
     except InvalidInput as error:
-        if tool.strict or not error.facts.get("too_complex"):
+        if strict or not error.facts.get("too_complex"):
             raise
-        return rules.free_object(grammar)
-    if own.size > limit and not tool.strict:
-        return rules.free_object(grammar)
-    del own.rules["root"]
-    grammar.rules.update(own.rules)
-    return root
+        return None
+    return own
 
 
 def shown(tool: Tool) -> dict[str, Any]:
