@@ -158,7 +158,6 @@ class CallShaper:
         return Shaped({**told, "json_schema": tool["function"]["parameters"]}, CallShape)
 
 
-@pytest.mark.requirement("B-15", "R-I5")
 @pytest.mark.parametrize("kind", ["own", "llama"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_shaped_request_is_answered_with_a_tool_call_streamed_or_not(

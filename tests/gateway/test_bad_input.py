@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from homelab_llm.testing.events import eventually
+
 if TYPE_CHECKING:
     from tests.gateway.conftest import Door, OpenDoor, Worker
 
@@ -46,7 +48,7 @@ BODIES: list[tuple[str, bytes, int, str]] = [
     ("10 MB key", b'{"' + b"k" * 10_000_000 + b'":1}', 400, "unknown_field"),
     ("40 MB", b'{"model":"' + b"m" * 40_000_000 + b'"}', 413, "body_too_large"),
     ("no model", b'{"messages":[{"role":"user","content":"x"}]}', 400, "invalid_input"),
-    ("unknown field", json.dumps(chat(temprature=1)).encode(), 400, "unknown_field"),
+    ("unknown field", json.dumps(chat(temperature_=1)).encode(), 400, "unknown_field"),
     ("image", json.dumps(chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}])).encode(), 400,
      "unsupported_request"),
 ]  # fmt: skip
@@ -82,7 +84,7 @@ MODELS = [
     ("x" * 200, 400, "invalid_name"),
     ("x" * 10_000, 400, "body_too_large"),
     ("fake@sha256:" + "A" * 64, 400, "invalid_digest"),
-    ("fake:lates", 404, "model_not_found"),
+    ("fake:late", 404, "model_not_found"),
     ("nothing", 404, "model_not_found"),
 ]  # fmt: skip
 
@@ -98,7 +100,7 @@ async def test_a_name_outside_the_grammar_goes_nowhere(one_door: Door, model: st
 
 @pytest.mark.requirement("R-G3")
 async def test_an_unknown_model_names_the_closest_and_the_next_step(one_door: Door) -> None:
-    error = (await one_door.post(CHAT, chat(model="fake:lates"))).json()["error"]
+    error = (await one_door.post(CHAT, chat(model="fake:late"))).json()["error"]
     assert error["facts"]["closest"] == ["fake:latest"]
     assert "mlxctl" in error["hint"]
 
@@ -298,14 +300,20 @@ async def test_a_running_reply_is_no_late_request(workers: dict[str, Worker], op
 async def test_connections_beyond_the_limit_are_told_so(workers: dict[str, Worker], open_door: OpenDoor) -> None:
     async with open_door(workers["own"], max_connections=8) as door:
         idle = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(8)]
-        await asyncio.sleep(0.05)
-        reply = await door.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert reply.startswith(b"HTTP/1.1 503")
+
+        async def refused() -> bytes:
+            found = await door.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return found if found.startswith(b"HTTP/1.1 503") else b""
+
+        async def served() -> bool:
+            return not await refused()
+
+        reply = await eventually(refused, what="refusal")
         assert b"retry-after:" in reply
         assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["facts"] == {"limit": 8}
         for _, writer in idle:
             writer.close()
-        await asyncio.sleep(0.05)
+        await eventually(served, what="room")
         await door.still_serves()
 
 

@@ -65,7 +65,7 @@ def test_a_clients_own_earlier_answer_can_be_sent_back() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"temperatur": 1}, "unknown_field", "temperatur"),
+    ({"temperature_": 1}, "unknown_field", "temperature_"),
     ({"temperature": 2.5}, "invalid_input", "temperature"),
     ({"temperature": -1}, "invalid_input", "temperature"),
     ({"temperature": "0.7"}, "invalid_input", "temperature"),
@@ -130,7 +130,7 @@ def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], code: str,
 
 
 @pytest.mark.parametrize(
-    ("given", "closest"), [("temprature", "temperature"), ("max_token", "max_tokens"), ("Stream", "stream")]
+    ("given", "closest"), [("temperature_", "temperature"), ("max_token", "max_tokens"), ("Stream", "stream")]
 )
 def test_an_unknown_field_names_the_closest(given: str, closest: str) -> None:
     with pytest.raises(UnknownField) as caught:

@@ -75,7 +75,6 @@ def test_what_cannot_be_is_refused(path: Path) -> None:
     assert [key.name for key in keys.list()] == ["a"]
 
 
-@pytest.mark.requirement("R-S2")
 def test_keys_made_at_once_are_all_there(path: Path) -> None:
     threads = [threading.Thread(target=KeyFile(path).create, args=(f"k{number}",)) for number in range(12)]
     for thread in threads:

@@ -91,7 +91,6 @@ def test_how_the_bytes_arrive_makes_no_difference(size: int) -> None:
     assert made.reply() == OWN_WHOLE
 
 
-@pytest.mark.requirement("R-I5")
 def test_tool_calls_and_reasoning_are_put_together_by_index() -> None:
     def call(index: int, **more: Any) -> dict[str, Any]:
         return _chat({"tool_calls": [{"index": index, **more}]})
@@ -179,7 +178,6 @@ class Shout:
         return [{"tool_calls": [call]}], "tool_calls"
 
 
-@pytest.mark.requirement("B-15", "R-I5")
 @pytest.mark.parametrize("stream", [False, True])
 def test_shaped_text_leaves_as_tool_calls_streamed_or_not(stream: bool) -> None:
     made = weave(stream=stream, shape=Shout)
