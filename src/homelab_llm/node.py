@@ -5,12 +5,14 @@ Everything a part needs arrives as an argument; here the arguments are chosen.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homelab_llm import __version__
 from homelab_llm.core.clock import Clock, SystemClock
+from homelab_llm.core.facts import ModelFacts
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
 from homelab_llm.data.request_log import RequestLog
@@ -57,7 +59,8 @@ class Node:
         self.store = ModelStore(home.store)
         self.keys = KeyFile(home.keys)
         self.recorder = RequestLog(home.logs / "requests.jsonl", enabled=settings.log.requests)
-        self.fleet = self._fleet(ENGINES if engines is None else engines)
+        self._engines = ENGINES if engines is None else engines
+        self.fleet = self._fleet(self._engines)
         self.app = App(
             Parts(
                 catalogue=self.store,
@@ -76,10 +79,13 @@ class Node:
         """End what an earlier daemon left, and begin recording."""
         await self._supervisor.sweep()
         self.recorder.open()
+        # Looking for GPUs and installed servers may run programs for seconds; the first request must not wait for it.
+        self._looking = asyncio.create_task(asyncio.to_thread(_look_around, self._engines))
 
     async def close(self) -> None:
         """End every worker, wait for the proof, write the last rows."""
         await self.fleet.close()
+        await self._looking
         self.recorder.close()
 
     def about(self) -> Mapping[str, Any]:
@@ -116,3 +122,9 @@ class Node:
         fleet = self.settings.fleet
         self._supervisor = Supervisor(self.home, report, load_timeout_s=fleet.load_timeout_s, drain_s=fleet.drain_s)
         return self._supervisor
+
+
+def _look_around(engines: Sequence[Engine]) -> None:
+    """Ask every engine once; what it finds on this machine, it keeps."""
+    for engine in engines:
+        engine.supports(ModelFacts(format="gguf", architecture="llama", size_bytes=0, quantization="Q4_0"))

@@ -31,7 +31,7 @@ from homelab_llm.inference.fleet.vocabulary import Demand, Event, Loaded, LoadFa
 from homelab_llm.testing.clock import FakeClock
 from homelab_llm.testing.events import eventually
 
-TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, json_schema=True, tools=True)
+TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=True, tools=True)
 BOUND_S = 10.0
 
 

@@ -187,7 +187,7 @@ async def test_a_worker_that_closes_kept_connections_is_reached_anew(
 ) -> None:
     """The fake breaks a connection used twice, as llama.cpp does; its traits claim that it does not."""
     worker = request.getfixturevalue("llama_worker")
-    worker.traits = WorkerTraits(pooled=True, notices_abort=True, progress=True, json_schema=True, tools=True)
+    worker.traits = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=True, tools=True)
     async with open_door(worker) as door:
         for _ in range(4):
             await door.still_serves()

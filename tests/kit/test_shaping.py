@@ -16,8 +16,8 @@ from homelab_llm.inference.kit.bounds import harmless
 from homelab_llm.inference.kit.grammar import Grammar
 from homelab_llm.inference.kit.shaping import OpenAIShaper
 
-LLAMA_CPP = WorkerTraits(pooled=False, notices_abort=False, progress=True, json_schema=True, tools=True)
-MLX = WorkerTraits(pooled=True, notices_abort=True, progress=True, json_schema=False, tools=False)
+LLAMA_CPP = WorkerTraits(pooled=False, notices_abort=False, progress=True, grammar=True, tools=True)
+MLX = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=False, tools=False)
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -107,7 +107,7 @@ def test_free_calls_on_a_template_without_tools_are_described_and_found(traits: 
     body, reply = shaped({"tools": [TOOL], "tool_choice": "auto"}, traits=traits)
     assert "tools" not in body
     assert "<tool_call>" in body["messages"][0]["content"]
-    assert ("grammar" in body) is traits.json_schema
+    assert ("grammar" in body) is traits.grammar
     stream = reply()
     assert stream.feed("Hello") == [{"content": "Hello"}]
     assert stream.finish() == ([], "stop")

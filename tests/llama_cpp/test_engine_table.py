@@ -9,7 +9,7 @@ import pytest
 from homelab_llm.core.errors import EngineUnavailable
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support
-from homelab_llm.inference.engines.table import ENGINES, choose
+from homelab_llm.inference.engines.table import choose, engines_for
 
 FACTS = ModelFacts("gguf", "llama", 1, capabilities=("chat",))
 
@@ -74,5 +74,13 @@ def test_an_unknown_preference_names_the_engines_there_are() -> None:
 
 @pytest.mark.requirement("R-I1")
 def test_the_table_runs_gguf_on_llama_cpp_and_knows_mlx() -> None:
-    assert [engine.name for engine in ENGINES] == ["llama.cpp", "mlx"]
-    assert choose(ENGINES, FACTS).name == "llama.cpp"
+    table = engines_for("linux", "x86_64")
+    assert [engine.name for engine in table] == ["llama.cpp", "mlx"]
+    assert choose(table, FACTS).name == "llama.cpp"
+
+
+@pytest.mark.requirement("R-I1")
+def test_mlx_comes_first_on_apple_silicon_and_only_there() -> None:
+    assert [engine.name for engine in engines_for("darwin", "arm64")] == ["mlx", "llama.cpp"]
+    assert [engine.name for engine in engines_for("darwin", "x86_64")] == ["llama.cpp", "mlx"]
+    assert [engine.name for engine in engines_for("linux", "arm64")] == ["llama.cpp", "mlx"]

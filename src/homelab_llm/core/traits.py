@@ -14,12 +14,13 @@ class WorkerTraits:
     it does not (llama.cpp), every request is sent as a stream with progress and put together here.
     ``progress``: it sends ``prompt_progress`` events when asked with ``return_progress``.
     ``slots_path``: where such a worker tells which slots are busy (llama.cpp's ``/slots``), else empty.
-    ``json_schema`` / ``tools``: it enforces a JSON Schema while sampling / a forced tool call through it.
+    ``grammar``: it takes a ``grammar`` (GBNF) and enforces it while sampling.
+    ``tools``: it finds the calls itself where the model's template knows tools.
     """
 
     pooled: bool
     notices_abort: bool
     progress: bool
-    json_schema: bool
+    grammar: bool
     tools: bool
     slots_path: str = ""

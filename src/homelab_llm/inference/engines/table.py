@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Sequence
 
 from homelab_llm.core.errors import EngineUnavailable
@@ -10,8 +12,15 @@ from homelab_llm.inference.engines.base import Engine, Support
 from homelab_llm.inference.engines.llama_cpp import LlamaCppEngine
 from homelab_llm.inference.engines.mlx import MlxEngine
 
-ENGINES: tuple[Engine, ...] = (LlamaCppEngine(), MlxEngine())
-"""In order of preference: llama.cpp runs GGUF files as they are, MLX its own and Hugging Face's format."""
+
+def engines_for(system: str, processor: str) -> tuple[Engine, ...]:
+    """The table in order of preference: MLX first on Apple silicon, elsewhere llama.cpp."""
+    if (system, processor) == ("darwin", "arm64"):
+        return MlxEngine(), LlamaCppEngine()
+    return LlamaCppEngine(), MlxEngine()
+
+
+ENGINES = engines_for(sys.platform, platform.machine())
 
 
 def choose(engines: Sequence[Engine], facts: ModelFacts, prefer: str = "auto") -> Engine:

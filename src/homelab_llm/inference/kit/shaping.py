@@ -102,7 +102,7 @@ def _auto(
         told |= {"tools": [shown(tool) for tool in tools], "tool_choice": "none"}
     else:
         told["messages"] = with_instructions(told["messages"], describe(tools, forced=False), facts.chat_template)
-    if traits.json_schema:
+    if traits.grammar:
         told["grammar"] = text
     return Shaped(told, partial(ToolCallStream, [tool.name for tool in tools], forced=False))
 
@@ -114,7 +114,7 @@ def _without_tools(told: dict[str, Any], body: dict[str, Any], facts: ModelFacts
         root = add_schema(grammar, wanted[0], wanted[1], strict=True)
         grammar.add("root", root)
         _enforce(told, grammar.text(wanted[1]), facts)
-    elif traits.json_schema and speaks_of_tools(body["messages"]) and _writes_tags(facts):
+    elif traits.grammar and speaks_of_tools(body["messages"]) and _writes_tags(facts):
         told["grammar"] = text_grammar().text()  # it has seen calls, and might write another one as text
     return Shaped(told)
 
@@ -134,7 +134,7 @@ def _wanted_schema(body: dict[str, Any]) -> tuple[Any, str] | None:
 
 
 def _require(traits: WorkerTraits, field: str, what: str) -> None:
-    if not traits.json_schema:
+    if not traits.grammar:
         raise UnsupportedRequest(
             f"this model's engine cannot enforce a {what}",
             hint="run the model with llama.cpp (a GGUF file)",
