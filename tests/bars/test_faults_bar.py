@@ -10,12 +10,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from homelab_llm.core.names import ModelRef
+from homelab_llm.core.paths import Home
+from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon, UnixConnection
+from homelab_llm.testing.models import write_fake_model
 
 Note = Callable[..., None]
 
@@ -110,6 +115,9 @@ def test_clients_that_leave_free_every_slot(
     worker = str(fake_daemon.home.runtime / f"{row['id']}.http")
     freed += _until(lambda: _get(worker, "/stats")["busy"] == 0)
     figure(f"fault.disconnect.{kind}.{name.replace(' ', '_')}", freed, "s", "<= 2.0")
+    stats = _get(worker, "/stats")
+    assert (stats["busy"], stats["overcommitted"]) == (0, 0)
+    assert _leases(fake_daemon) == 0
 
 
 def _leave(daemon: Daemon, body: Callable[[], dict[str, Any]], count: int) -> float:
@@ -145,6 +153,7 @@ def test_a_real_engine_is_freed_when_clients_leave(
     freed = _leave(daemon, body, 200 if full else 32)
     worker = str(daemon.home.runtime / f"{row['id']}.http")
     freed += _until(lambda: not any(slot["is_processing"] for slot in _get(worker, "/slots")))
+    assert _leases(daemon) == 0
     figure(f"fault.disconnect.smollm2.{name.replace(' ', '_')}", freed, "s", "<= 3.0")
 
 
@@ -176,3 +185,16 @@ def test_a_killed_daemon_leaves_no_worker_and_no_socket_in_use(
     fake_daemon.kill()
     fake_daemon.start()
     assert _load(fake_daemon, "fake:latest")["state"] == "ready"
+
+
+@pytest.mark.requirement("R-S1", "R-U8")
+def test_a_home_with_a_path_of_200_characters_serves(tmp_path: Path) -> None:
+    root = tmp_path / ("h" * 100) / ("o" * 99)
+    runtime = tmp_path / "r"
+    runtime.mkdir(mode=0o700)
+    home = Home.at(root, environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    ModelStore(home.store).import_path(write_fake_model(tmp_path / "fake.gguf"), ModelRef.parse("fake"))
+    with Daemon(home, fake=True, environ={"XDG_RUNTIME_DIR": str(runtime)}) as daemon:
+        assert len(str(root)) > 200
+        with contextlib.closing(_send(daemon, _ask("fake", "fake: tokens=2"))) as connection:
+            assert connection.recv(64).startswith(b"HTTP/1.1 200")
