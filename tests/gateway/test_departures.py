@@ -74,7 +74,8 @@ async def test_clients_that_leave_free_every_slot(
     async with open_door(worker) as door:
         content = request(prompt, stream=stream)
         for _ in range(0, CLIENTS, AT_ONCE):
-            together = min(AT_ONCE, worker.parallel) if after else AT_ONCE
+            queued = not after and worker.traits.notices_abort  # else the real fleet would keep the slots a while
+            together = AT_ONCE if queued else worker.parallel
             await asyncio.gather(*(leave(door, content, after=after, abruptly=abruptly) for _ in range(together)))
             await eventually(lambda: door.fleet.open_leases == 0, what="leases to end")
             await eventually(lambda: asyncio.to_thread(lambda: worker.stats()["busy"] == 0), what="slots to be free")
@@ -87,6 +88,16 @@ async def test_clients_that_leave_free_every_slot(
 def request_worker(request: pytest.FixtureRequest) -> Any:
     """A worker of a kind, by the name of its fixture."""
     return request.getfixturevalue
+
+
+@pytest.mark.requirement("R-I3")
+async def test_a_client_that_leaves_after_a_large_request_is_noticed_too(
+    own_worker: Worker, open_door: OpenDoor
+) -> None:
+    async with open_door(own_worker) as door:
+        content = request("x" * 3_000_000 + " fake: tokens=5000 rate=50", stream=True)
+        await leave(door, content, after=b"tok1", abruptly=False)
+        await nothing_is_left(door)
 
 
 @pytest.mark.requirement("R-I3")

@@ -129,7 +129,17 @@ class App:
         exchange = Exchange(scope, receive, send, request_deadline_s=self._settings.request_deadline_s)
         self._exchanges.add(exchange)
         try:
-            await self._attempt(exchange)
+            await self._serve(exchange)
+        except HomelabError as error:
+            await self._fail(exchange, error)
+        except asyncio.CancelledError:
+            await self._fail(exchange, exchange.reason())
+        except Exception:  # the outermost place for errors of a request
+            log.exception("a request failed by a defect", extra={"request_id": exchange.request_id})
+            await self._fail(
+                exchange,
+                InternalError("the server failed", hint="mlxctl logs daemon", request_id=exchange.request_id),
+            )
         finally:
             exchange.close()
             self._exchanges.discard(exchange)
@@ -137,20 +147,9 @@ class App:
                 exchange.row.total_ms = exchange.elapsed_ms
                 self._parts.recorder.record(exchange.row)
 
-    async def _attempt(self, exchange: Exchange) -> None:
-        """Serve; whatever goes wrong becomes an answer. The outermost place for errors of a request."""
-        error: HomelabError
-        try:
-            await self._serve(exchange)
-        except HomelabError as raised:
-            error = raised
-        except asyncio.CancelledError:
-            error = exchange.reason()
-        except Exception:
-            log.exception("a request failed by a defect", extra={"request_id": exchange.request_id})
-            error = InternalError("the server failed", hint="mlxctl logs daemon", request_id=exchange.request_id)
-        else:
-            return
+    @staticmethod
+    async def _fail(exchange: Exchange, error: HomelabError) -> None:
+        """Answer with an error; from here on nothing cancels the task."""
         exchange.close()
         await exchange.fail(error)
 
@@ -193,7 +192,10 @@ class App:
     async def _body(self, exchange: Exchange) -> dict[str, Any]:
         """The JSON object sent; from here on the client's leaving ends the request."""
         declared = check_encoding(exchange.scope["headers"])
-        content = await read_body(exchange.receive, declared, self._settings.max_body_bytes)
+        limit_bytes = self._settings.max_body_bytes
+        content = exchange.arrived_body(limit_bytes)
+        if content is None:
+            content = await read_body(exchange.receive, declared, limit_bytes)
         exchange.watch()
         return parse_json(content, self._settings.max_depth)
 

@@ -35,6 +35,18 @@ _ANONYMOUS = KeyGrant("", frozenset({"inference"}))
 _NOBODY = KeyGrant("", frozenset())
 
 
+_READ = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"x-admin-key",
+        b"origin",
+        b"access-control-request-method",
+        b"access-control-request-headers",
+    }
+)
+
+
 @dataclass(slots=True)
 class Presented:
     """What a request's headers say about who sends it; read in one pass."""
@@ -50,20 +62,24 @@ class Presented:
         """Collect them; a header that comes twice is seen twice."""
         told = cls([], [], [])
         for name, value in headers:
-            if name == b"host":
-                told.hosts.append(value)
-            elif name == b"authorization":
-                scheme, _, token = value.partition(b" ")
-                told.tokens.append(token.strip() if scheme.lower() == b"bearer" else b"")
-            elif name == b"x-admin-key":
-                told.tokens.append(value.strip())
-            elif name == b"origin":
-                told.origins.append(value)
-            elif name == b"access-control-request-method":
-                told.fetch_method = value
-            elif name == b"access-control-request-headers":
-                told.fetch_headers = value
+            if name in _READ:
+                told._take(name, value)
         return told
+
+    def _take(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self.hosts.append(value)
+        elif name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            self.tokens.append(token.strip() if scheme.lower() == b"bearer" else b"")
+        elif name == b"x-admin-key":
+            self.tokens.append(value.strip())
+        elif name == b"origin":
+            self.origins.append(value)
+        elif name == b"access-control-request-method":
+            self.fetch_method = value
+        else:
+            self.fetch_headers = value
 
 
 def host_name(value: str) -> str:

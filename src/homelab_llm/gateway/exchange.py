@@ -103,6 +103,10 @@ class Exchange:
     def elapsed_ms(self) -> float:
         return (time.monotonic() - self._started_s) * 1000
 
+    def arrived_body(self, limit_bytes: int) -> bytes | None:
+        """The whole body when it is here already and within the limit; None: ``receive`` it."""
+        return self._link.arrived_body(limit_bytes) if self._link is not None else None
+
     # --- ending early ---
 
     def watch(self) -> None:

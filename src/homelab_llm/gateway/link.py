@@ -70,15 +70,22 @@ class Link:
 
     ``departed`` is called when the client leaves: ASGI tells it only to a task that waits for it, and a task for
     each request would cost as much as parsing one. ``close_after_reply()``: this reply is the connection's last.
+    ``arrived_body(limit)``: the request's body if all of it is here and within the limit, else None.
     ``reply``: send a whole reply at once, instead of ASGI's messages.
     """
 
-    __slots__ = ("_transport", "close_after_reply", "departed", "reply")
+    __slots__ = ("_transport", "arrived_body", "close_after_reply", "departed", "reply")
 
     def __init__(
-        self, transport: JoiningTransport, *, close_after_reply: Callable[[], None], reply: WholeReply
+        self,
+        transport: JoiningTransport,
+        *,
+        arrived_body: Callable[[int], bytes | None],
+        close_after_reply: Callable[[], None],
+        reply: WholeReply,
     ) -> None:
         self.departed: Callable[[], None] | None = None
+        self.arrived_body = arrived_body
         self.close_after_reply = close_after_reply
         self.reply = reply
         self._transport = transport

@@ -62,7 +62,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         joining = JoiningTransport(transport)
-        self._link = Link(joining, close_after_reply=self.shutdown, reply=self._reply)
+        self._link = Link(joining, arrived_body=self._arrived_body, close_after_reply=self.shutdown, reply=self._reply)
         super().connection_made(cast(asyncio.Transport, joining))  # it has the methods that uvicorn calls
         self._receive_by_s = time.monotonic() + self._bounds.receive_deadline_s
         excess = len(self.connections) - self._bounds.max_connections
@@ -128,6 +128,14 @@ class DoorProtocol(HttpToolsProtocol):
             limit_s = self._bounds.receive_deadline_s
             error = DeadlineExceeded(f"the request did not arrive within {limit_s:g} s", limit_s=limit_s)
             self._refuse_raw(408, error)
+
+    def _arrived_body(self, limit_bytes: int) -> bytes | None:
+        cycle = self.cycle
+        if cycle.more_body or len(cycle.body) > limit_bytes:
+            return None
+        content, cycle.body = bytes(cycle.body), bytearray()
+        self.flow.resume_reading()  # a large body pauses it, and then the client's leaving would not be seen
+        return content
 
     def _reply(self, status: int, headers: Headers, content: bytes) -> bool:
         """Send a whole reply in one write, as ``RequestResponseCycle.send`` would in two messages."""

@@ -162,21 +162,21 @@ class Proxy:
     # --- whole replies ---
 
     async def _whole(self, exchange: Exchange, path: bytes, lease: Lease, body: dict[str, Any]) -> None:
-        """Pass on a reply that the worker sends whole."""
+        """Pass on a reply that the worker sends whole; what need not come before it comes after."""
         connection: Connection | None = None
         try:
             connection = await self._upstream.post(lease.socket, path, orjson.dumps(body), pooled=lease.traits.pooled)
-            content = await _read(connection)
+            content = await connection.whole()
+            if connection.status != 200:
+                raise error_of(connection.status, content, lease.context_tokens)
+            await exchange.whole(200, content)
         except (UpstreamLost, UpstreamGarbled) as error:
             raise await _why(lease, error) from error
         finally:
             if connection is not None:
                 self._upstream.finish(connection)
-        if connection.status != 200:
-            raise error_of(connection.status, content, lease.context_tokens)
         if (place := content.rfind(b'"usage"')) >= 0 and (found := _USAGE.match(content, place)):
             _count(exchange, orjson.loads(found[1]))
-        await exchange.whole(200, content)
 
     # --- streams ---
 
@@ -234,7 +234,7 @@ class Proxy:
         try:
             connection = await self._upstream.post(lease.socket, path, orjson.dumps(body), pooled=lease.traits.pooled)
             if connection.status != 200:
-                raise error_of(connection.status, await _read(connection), lease.context_tokens)
+                raise error_of(connection.status, await connection.whole(), lease.context_tokens)
             while data := await connection.block():
                 if b"data:" in data:  # a comment is no sign of life: llama.cpp's HTTP thread sends them by itself
                     exchange.heard_s = time.monotonic()
@@ -268,13 +268,6 @@ def _calls(ask: Ask, body: dict[str, Any]) -> list[Call]:
                 own["seed"] = (own["seed"] + choice) % (2**32 - 1)
             calls.append(Call(own, number * ask.choices + choice, new_prompt=choice == 0))
     return calls
-
-
-async def _read(connection: Connection) -> bytes:
-    parts = [await connection.block()]
-    while parts[-1]:
-        parts.append(await connection.block())
-    return b"".join(parts)
 
 
 async def _why(lease: Lease, error: Exception) -> HomelabError:

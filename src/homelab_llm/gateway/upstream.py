@@ -162,6 +162,19 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         return joined
 
+    async def whole(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            UpstreamLost, UpstreamGarbled: as ``block``.
+        """
+        if self._complete:
+            return await self.block()
+        parts = [await self.block()]
+        while parts[-1]:
+            parts.append(await self.block())
+        return b"".join(parts)
+
     @property
     def reusable(self) -> bool:
         """Whether the reply was read to its end and the worker keeps the connection."""

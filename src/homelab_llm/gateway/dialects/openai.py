@@ -121,6 +121,17 @@ MESSAGE = Record(
 )
 
 
+_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is just a known role and a text."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    role = message.get("role")
+    return type(role) is str and role in _PLAIN_ROLES and type(message.get("content")) is str
+
+
 _LISTED = ListOf(MESSAGE, MAX_MESSAGES, low=1)
 
 
@@ -128,6 +139,8 @@ class Messages:
     """The conversation: known roles, each with what its role needs. ``developer`` is sent as ``system``."""
 
     def __call__(self, value: Any, path: str) -> list[dict[str, Any]]:
+        if type(value) is list and 0 < len(value) <= MAX_MESSAGES and all(map(_is_plain, value)):
+            return value  # nearly every conversation: nothing to rebuild, and long ones are common
         messages: list[dict[str, Any]] = _LISTED(value, path)
         for index, message in enumerate(messages):
             role = message["role"]
