@@ -137,7 +137,9 @@ class Layout:
         try:
             content = read_small(self.marker, MAX_DOCUMENT_BYTES)
         except FileNotFoundError as error:
-            if not self.index.exists() and self.blobs.is_dir() and any(self.blobs.iterdir()):
+            # Blobs first: the index is there before the first of them, so another process that makes the store now
+            # cannot look like a lost index.
+            if self.blobs.is_dir() and any(self.blobs.iterdir()) and not self.index.exists():
                 raise damaged(self.index, "is missing, and oci-layout too") from error
             return
         try:
