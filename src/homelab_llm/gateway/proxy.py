@@ -101,7 +101,7 @@ class Proxy:
                 await self._stream(exchange, ask, path, lease, body, shape=shape)
             else:
                 await self._whole(exchange, path, lease, body)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, EngineReplyInvalid):
             left = True
             raise
         finally:
@@ -126,7 +126,7 @@ class Proxy:
         left = False
         try:
             await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": model.name})
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, EngineReplyInvalid):
             left = True
             raise
         finally:
