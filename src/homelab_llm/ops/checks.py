@@ -19,7 +19,7 @@ from homelab_llm.ops.doctor import Finding, Surroundings
 from homelab_llm.ops.launch import owner_pid
 from homelab_llm.ops.record import DaemonRecord, read_record
 
-_FLOORS = {"starlette": (1, 0, 1), "h11": (0, 16), "jinja2": (3, 1, 6)}
+_FLOORS = {"h11": (0, 16), "jinja2": (3, 1, 6)}
 _LOW_DISK_BYTES = 2 * 10**9
 
 
