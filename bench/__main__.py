@@ -13,10 +13,13 @@ PARTS = {"start": start.measure, "front_door": front_door.measure, "engines": en
 def main(names: list[str]) -> int:
     """Measure the named parts, or all."""
     figures: list[Figure] = []
-    for name in names or list(PARTS):
-        print(f"measuring {name} …", file=sys.stderr, flush=True)
-        figures.extend(PARTS[name]())
-    return 0 if report(figures, "bench.json") else 1
+    try:
+        for name in names or list(PARTS):
+            print(f"measuring {name} …", file=sys.stderr, flush=True)
+            figures.extend(PARTS[name]())  # what was measured before an error stays
+    finally:
+        held = report(figures, "bench.json")
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

@@ -46,10 +46,13 @@ PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
 def main(names: list[str]) -> int:
     """Measure the named parts, or all; 1 when a goal is missed."""
     figures: list[Figure] = []
-    for name in names or list(PARTS):
-        print(f"measuring {name} …", file=sys.stderr, flush=True)
-        figures.extend(PARTS[name]())
-    return 0 if report(figures, "bars.json") else 1
+    try:
+        for name in names or list(PARTS):
+            print(f"measuring {name} …", file=sys.stderr, flush=True)
+            figures.extend(PARTS[name]())  # what was measured before an error stays
+    finally:
+        held = report(figures, "bars.json")
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

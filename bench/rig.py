@@ -150,7 +150,7 @@ def fake_upstream() -> Iterator[int]:
         port = int(probe.getsockname()[1])
     with tempfile.TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
         command = [sys.executable, "-m", "homelab_llm.testing.fake_engine", "--socket", f"{folder}/fake.http"]
-        process = subprocess.Popen([*command, "--port", str(port), "--parallel", "32"])
+        process = subprocess.Popen([*command, "--port", str(port), "--parallel", "32"], stdout=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
