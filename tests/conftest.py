@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,13 @@ from homelab_llm.core.paths import Home
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "models"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have settings in the environment; no test sees them."""
+    for name in [name for name in os.environ if name.startswith("HOMELAB_") and name != "HOMELAB_SIZE"]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

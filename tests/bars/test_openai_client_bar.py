@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -30,8 +31,9 @@ WEATHER = {
 
 
 @pytest.fixture
-def client(daemon: Daemon) -> Any:
-    return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="unused", max_retries=0, timeout=120)
+def client(daemon: Daemon) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.mark.requirement("R-G2", "R-I3")

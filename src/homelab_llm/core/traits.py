@@ -13,7 +13,7 @@ class WorkerTraits:
     ``notices_abort``: it sees a closed connection in prefill and for replies that are not streamed; where
     it does not (llama.cpp), every request is sent as a stream with progress and put together here.
     ``progress``: it sends ``prompt_progress`` events when asked with ``return_progress``.
-    ``slots_path``: where such a worker tells which slots are busy (llama.cpp's ``/slots``), else empty.
+    ``busy_path``: where the worker tells how many slots are busy (llama.cpp's ``/slots``, our ``/stats``), else empty.
     ``grammar``: it takes a ``grammar`` (GBNF) and enforces it while sampling.
     ``tools``: it finds the calls itself where the model's template knows tools.
     """
@@ -23,4 +23,4 @@ class WorkerTraits:
     progress: bool
     grammar: bool
     tools: bool
-    slots_path: str = ""
+    busy_path: str = ""

@@ -11,9 +11,9 @@ from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support
 from homelab_llm.testing.models import ARCHITECTURE
 
-OWN_TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=True, tools=True)
+OWN_TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=True, tools=True, busy_path="/stats")
 LLAMA_CPP_TRAITS = WorkerTraits(
-    pooled=False, notices_abort=False, progress=True, grammar=True, tools=True, slots_path="/slots"
+    pooled=False, notices_abort=False, progress=True, grammar=True, tools=True, busy_path="/slots"
 )
 
 

@@ -23,7 +23,7 @@ from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchP
 from homelab_llm.inference.engines.llama_server import LlamaServer, Wish, find_llama_server
 
 # Why each is so is written, with figures, in workers/llama_cpp/server.py.
-TRAITS = WorkerTraits(pooled=False, notices_abort=False, progress=True, grammar=True, tools=True, slots_path="/slots")
+TRAITS = WorkerTraits(pooled=False, notices_abort=False, progress=True, grammar=True, tools=True, busy_path="/slots")
 CONVERTER_VERSION = 1  # part of the name of every converted file
 
 _WORKERS = "homelab_llm.inference.workers"

@@ -17,7 +17,7 @@ from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support
 
-TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=False, tools=False)
+TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=False, tools=False, busy_path="/stats")
 # Part of the name of every converted folder: raise it when the conversion writes something else than before.
 CONVERTER_VERSION = 1
 

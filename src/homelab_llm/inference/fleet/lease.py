@@ -54,7 +54,7 @@ class FleetLease:
         if self._released:
             return
         self._released = True
-        if abandoned and self.traits.slots_path:
+        if abandoned and self.traits.busy_path:
             self._home.leave(self._request_id, self.worker_id)
         else:
             self._home.end_lease(self._request_id)

@@ -261,7 +261,7 @@ class FleetLoop:
         if running.vacating is None:
             running.vacating = Vacating(
                 running.socket,
-                running.planned.traits.slots_path,
+                running.planned.traits.busy_path,
                 serving=lambda: self._scheduler.leases(worker_id),
                 end=self.end_lease,
             )

@@ -1,7 +1,8 @@
-"""Vacating: leases whose client left a worker that does not notice it at once (llama.cpp).
+"""Vacating: leases whose client left in mid-reply.
 
-Closing the connection frees the worker's slot only when its server next writes to it. Until then the lease stays,
-so that the worker never gets more requests than it has slots; the worker itself is asked which slots are busy.
+Closing the connection frees the worker's slot a moment later, with llama.cpp only when its server next writes to it.
+Until then the lease stays, so that the worker never gets more requests than it has slots; the worker itself is asked
+how many are busy.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from homelab_llm.inference.fleet.control import connect
 
+FIRST_POLL_S = 0.005
 POLL_S = 0.05
 LONGEST_S = 15.0
 _ANSWER_S = 2.0
 _MOST_BYTES = 1 << 20
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d{1,9})\r?")
+_COUNTED = re.compile(rb'"busy":(\d{1,6})')
 _BUSY = b'"is_processing":true'
 
 
@@ -35,7 +38,11 @@ async def busy_slots(socket: Path, path: str) -> int | None:
                     answer += part
     except (OSError, TimeoutError):
         return None
-    return answer.replace(b": ", b":").count(_BUSY) if b" 200 " in answer[:16] else None
+    if b" 200 " not in answer[:16]:
+        return None
+    told = answer.replace(b": ", b":")
+    counted = _COUNTED.search(told)
+    return int(counted[1]) if counted else told.count(_BUSY)
 
 
 def _complete(answer: bytearray) -> bool:
@@ -76,8 +83,10 @@ class Vacating:
 
     async def _watch(self) -> None:
         now_s = asyncio.get_running_loop().time
+        pause_s = FIRST_POLL_S  # long enough for a request that was just sent to have taken its slot
         while self._leaving:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = POLL_S
             busy = await busy_slots(self._socket, self._path)
             if busy is not None:
                 occupied = max(0, busy - (self._serving() - len(self._leaving)))

@@ -23,11 +23,13 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 MAX_BATCH_TOKENS = 128  # one batch is how long an abort in prefill takes to be noticed
+_REASON_S = 2.0
 _REASON = re.compile(r" E [^\n]*?(?:error loading model: |gguf_init_from\w+: )([^\n]+)")
 _LOG_LEVEL_WARNINGS = 2
 _SPARE_HTTP_THREADS = 4  # for /health, /slots and connections about to close, beside one per slot
@@ -106,13 +108,23 @@ def reason_of_failure(given: argparse.Namespace) -> str:
         try:
             with contextlib.suppress(RuntimeError):
                 start(given)
+            deadline_s = time.monotonic() + _REASON_S  # llama.cpp writes its log from a thread of its own
+            while not (telling := _telling(caught.fileno())) and time.monotonic() < deadline_s:
+                time.sleep(0.02)
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-        caught.seek(0)
-        said: list[str] = _REASON.findall(caught.read(1 << 20).decode("utf-8", "replace"))
-    telling = [line for line in said if "failed to load model from" not in line]
-    return (telling or said or ["see the log"])[-1].strip().replace(str(given.model), "the model file")
+        said = telling or _REASON.findall(_text_of(caught.fileno()))
+    return (said or ["see the log"])[-1].strip().replace(str(given.model), "the model file")
+
+
+def _text_of(file: int) -> str:
+    return os.pread(file, 1 << 20, 0).decode("utf-8", "replace")
+
+
+def _telling(file: int) -> list[str]:
+    """The lines that say more than that loading failed."""
+    return [line for line in _REASON.findall(_text_of(file)) if "failed to load model from" not in line]
 
 
 def serve(server: Any) -> None:  # noqa: ARG001 — the reference keeps it alive
