@@ -1,4 +1,4 @@
-"""Messages of OpenAI's dialect: roles, text parts, earlier tool calls; checked, and rebuilt without what has no effect."""
+"""Messages of OpenAI's dialect: roles, text parts, earlier tool calls; checked and rebuilt for a worker."""
 
 from __future__ import annotations
 
