@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_BATCH_TOKENS = 128  # one batch is how long an abort in prefill takes to be noticed
+MAX_BATCH_TOKENS = 96  # one batch is how long an abort in prefill takes to be noticed
 _REASON_S = 2.0
 _REASON = re.compile(r" E [^\n]*?(?:error loading model: |gguf_init_from\w+: )([^\n]+)")
 _LOG_LEVEL_WARNINGS = 2
