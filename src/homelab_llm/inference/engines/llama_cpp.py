@@ -29,7 +29,7 @@ CONVERTER_VERSION = 1  # part of the name of every converted file
 _WORKERS = "homelab_llm.inference.workers"
 _USUAL_CONTEXT_TOKENS = 8192
 _USUAL_EMBEDDING_TOKENS = 2048
-# One batch is how long an abort in prefill takes to be noticed, for each slot in turn: 96 costs 6 % of the speed of 128.
+# One batch is how long an abort in prefill takes to be noticed, for each slot in turn; 96 costs 6 % of 128's speed.
 _BATCH_TOKENS = 96
 _GPU_BATCH_TOKENS = 256
 _PROCESS_BYTES = 48 << 20  # Python, the library's touched pages, tables; measured
