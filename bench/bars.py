@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from bench import engines, front_door, newcomer, start
-from bench.figures import BUILD, Figure, report
+from bench.figures import BUILD, Figure, measure_parts
 from bench.rig import ROOT
 
 
@@ -43,17 +43,5 @@ PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
 }
 
 
-def main(names: list[str]) -> int:
-    """Measure the named parts, or all; 1 when a goal is missed."""
-    figures: list[Figure] = []
-    try:
-        for name in names or list(PARTS):
-            print(f"measuring {name} …", file=sys.stderr, flush=True)
-            figures.extend(PARTS[name]())  # what was measured before an error stays
-    finally:
-        held = report(figures, "bars.json")
-    return 0 if held else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(measure_parts(PARTS, sys.argv[1:], "bars.json"))

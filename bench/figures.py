@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,3 +64,20 @@ def report(figures: Sequence[Figure], file: str) -> bool:
     rows = [asdict(figure) | {"holds": figure.holds} for figure in figures]
     (BUILD / file).write_text(json.dumps(rows, indent=1) + "\n")
     return all(figure.holds for figure in figures)
+
+
+def measure_parts(parts: Mapping[str, Callable[[], Iterator[Figure]]], names: Sequence[str], file: str) -> int:
+    """Measure the named parts, or all, and report; the exit code, 1 when a goal is missed.
+
+    What was measured before a part fails is reported too.
+    """
+    if unknown := sorted(set(names) - set(parts)):
+        raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
+    figures: list[Figure] = []
+    try:
+        for name in names or list(parts):
+            print(f"measuring {name} …", file=sys.stderr, flush=True)
+            figures.extend(parts[name]())
+    finally:
+        held = report(figures, file)
+    return 0 if held else 1

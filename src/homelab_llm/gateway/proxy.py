@@ -56,6 +56,30 @@ class Call:
     new_prompt: bool = True
 
 
+class _Use:
+    """A lease in use: it ends with the block, exactly once.
+
+    The worker's slot is not free yet when the block was cancelled or the reply was garbled; a silent worker is ended.
+    """
+
+    __slots__ = ("_exchange", "_lease")
+
+    def __init__(self, lease: Lease, exchange: Exchange) -> None:
+        self._lease = lease
+        self._exchange = exchange
+
+    def __enter__(self) -> Lease:
+        return self._lease
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if self._exchange.stalled:
+            log.warning("worker sent nothing for too long; ending it", extra={"model": self._exchange.row.model})
+            self._lease.condemn()
+        self._lease.release(
+            abandoned=kind is not None and issubclass(kind, asyncio.CancelledError | EngineReplyInvalid)
+        )
+
+
 class Proxy:
     """Serves inference requests.
 
@@ -88,9 +112,7 @@ class Proxy:
         if ask.stream:
             exchange.comments = True
             exchange.waiting_for = partial(self._standing, model.name)
-        lease = await self._lease(exchange, ask, model)
-        left = False
-        try:
+        with _Use(await self._lease(exchange, ask, model), exchange) as lease:
             shape = None
             body = ask.body
             if ask.shaped:
@@ -101,14 +123,6 @@ class Proxy:
                 await self._stream(exchange, ask, path, lease, body, shape=shape)
             else:
                 await self._whole(exchange, path, lease, body)
-        except (asyncio.CancelledError, EngineReplyInvalid):
-            left = True
-            raise
-        finally:
-            if exchange.stalled:
-                log.warning("worker sent nothing for too long; ending it", extra={"model": model.name})
-                lease.condemn()
-            lease.release(abandoned=left)
 
     async def embed(self, exchange: Exchange, ask: Ask) -> None:
         """Embeddings; never streamed, so a stall is bounded by the request's deadline."""
@@ -122,15 +136,8 @@ class Proxy:
                 field="dimensions",
                 width=width,
             )
-        lease = await self._lease(exchange, ask, model)
-        left = False
-        try:
+        with _Use(await self._lease(exchange, ask, model), exchange) as lease:
             await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": model.name})
-        except (asyncio.CancelledError, EngineReplyInvalid):
-            left = True
-            raise
-        finally:
-            lease.release(abandoned=left)
 
     # --- before the worker ---
 
