@@ -10,6 +10,6 @@ compile() {
 }
 compile run pyproject.toml --group build --extra gguf --extra mlx
 compile mlx-cpu pyproject.toml --group build --extra gguf --extra mlx --extra mlx-cpu
-compile dev pyproject.toml --group build --group dev --extra gguf --extra mlx --extra mlx-cpu
+compile dev pyproject.toml --group build --group dev --extra postgres --extra gguf --extra mlx --extra mlx-cpu
 compile bench requirements/bench.in
 compile uv requirements/uv.in
