@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,10 @@ CACHE = ROOT / ".cache" / "models"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+# A shell's background job ignores SIGINT, and its children would too: tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have settings in the environment; no test sees them."""
@@ -36,6 +41,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         runtime.mkdir(mode=0o700)
         monkeypatch.setenv("HOMELAB_HOME", f"{folder}/home")
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        monkeypatch.setenv("HOMELAB_SLOTS__PORTS", "none")  # tests run side by side; who tests slots chooses ports
+        monkeypatch.setenv("HOMELAB_FLEET__ORPHAN_GRACE_S", "0")  # a killed daemon leaves nothing behind
         yield Home.at().ensure()
 
 

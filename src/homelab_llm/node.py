@@ -58,7 +58,7 @@ class Node:
         self._started_s = self._clock.monotonic_s()
         self.store = ModelStore(home.store)
         self.keys = KeyFile(home.keys)
-        self.recorder = RequestLog(home.logs / "requests.jsonl", enabled=settings.log.requests)
+        self.recorder = RequestLog(home.logs / "requests.jsonl", enabled=settings.data.requests)
         self._engines = ENGINES if engines is None else engines
         self.fleet = self._fleet(self._engines)
         self.app = App(

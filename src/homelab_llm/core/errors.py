@@ -8,15 +8,19 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     ├── InvalidInput                 what was sent cannot be used
     │   ├── InvalidName  InvalidDigest  InvalidSettings  UnknownField
     │   ├── BodyTooLarge  UnsupportedEncoding  ContextOverflow  UnsupportedRequest
+    │   ├── RegistryInvalid  RegistryTooNew
     │   └── BadModelFile  UnsafeModel  NotRegularFile
     ├── NotFound                     ModelNotFound  EndpointNotFound  SourceNotFound  KeyNotFound
+    │                                SlotNotFound  ModelNotRegistered
     ├── Denied                       Unauthorized  Forbidden  SourceDenied  ListenRefused
     ├── Conflict                     ModelInUse  AlreadyExists  DaemonRunning  PortTaken  StoreBusy
-    ├── Exhausted                    QueueFull  InsufficientMemory  DiskFull
+    │                                SlotInUse  VersionMismatch  SchemaTooNew
+    ├── Exhausted                    QueueFull  InsufficientMemory  DiskFull  SlotEmpty
     ├── EngineError                  EngineUnavailable  LoadFailed  WorkerCrashed  WorkerOutOfMemory
-    │                                WorkerStalled  EngineReplyInvalid
+    │                                WorkerStalled  EngineReplyInvalid  ModelQuarantined
     ├── TransferError                SourceUnavailable  DigestMismatch
     ├── DaemonUnavailable  DeadlineExceeded  Cancelled
+    ├── DatabaseUnavailable
     └── InternalError                StoreDamaged
 """
 
@@ -128,6 +132,18 @@ class NotRegularFile(InvalidInput):
     code = "not_regular_file"
 
 
+class RegistryInvalid(InvalidInput):
+    """A registry document that cannot be used; facts: ``field``, ``line`` where known. Nothing was changed."""
+
+    code = "registry_invalid"
+
+
+class RegistryTooNew(RegistryInvalid):
+    """A registry document of a newer version; facts: ``version``."""
+
+    code = "registry_too_new"
+
+
 class NotFound(HomelabError):
     """Something named does not exist."""
 
@@ -156,6 +172,18 @@ class KeyNotFound(NotFound):
     """No API key of that name or id."""
 
     code = "key_not_found"
+
+
+class SlotNotFound(NotFound):
+    """No slot of that port or alias on this node."""
+
+    code = "slot_not_found"
+
+
+class ModelNotRegistered(NotFound):
+    """The registry has no such entry."""
+
+    code = "model_not_registered"
 
 
 class Denied(HomelabError):
@@ -225,6 +253,24 @@ class StoreBusy(Conflict):
     retryable = True
 
 
+class SlotInUse(Conflict):
+    """The port serves another model, or the model is on another port; facts: ``port``, ``model``."""
+
+    code = "slot_in_use"
+
+
+class VersionMismatch(Conflict):
+    """The other machine runs another version; facts: ``here``, ``there``."""
+
+    code = "version_mismatch"
+
+
+class SchemaTooNew(Conflict):
+    """The database was written by a newer version of this product; facts: ``found``, ``known``."""
+
+    code = "schema_too_new"
+
+
 class Exhausted(HomelabError):
     """A bounded resource is used up."""
 
@@ -250,6 +296,12 @@ class DiskFull(Exhausted):
 
     code = "disk_full"
     retryable = False
+
+
+class SlotEmpty(Exhausted):
+    """The slot serves no model; the hint fills it. Facts: ``port``, ``alias``."""
+
+    code = "slot_empty"
 
 
 class EngineError(HomelabError):
@@ -297,6 +349,12 @@ class EngineReplyInvalid(EngineError):
     code = "engine_reply_invalid"
 
 
+class ModelQuarantined(EngineError):
+    """The model failed several times in a row and is not tried again; facts: ``model``, ``failures``, ``reason``."""
+
+    code = "model_quarantined"
+
+
 class TransferError(HomelabError):
     """Bytes from outside did not arrive as promised."""
 
@@ -334,6 +392,13 @@ class Cancelled(HomelabError):
     """The caller withdrew."""
 
     code = "cancelled"
+
+
+class DatabaseUnavailable(HomelabError):
+    """The system database cannot be opened, read or written."""
+
+    code = "database_unavailable"
+    retryable = True
 
 
 class InternalError(HomelabError):

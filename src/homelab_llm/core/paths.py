@@ -1,12 +1,14 @@
 """Paths: where this product keeps things. Everything below one root, ``HOMELAB_HOME``.
 
 HOME/config.yaml        settings, hand-edited
+HOME/system.db          registry, slots, keys, events, requests (SQLite; or PostgreSQL by URL)
+HOME/backups/           copies of the database, made before each migration
 HOME/keys.json          API keys, hashed
 HOME/store/             models: an OCI image layout
 HOME/derived/           conversions, rebuildable
 HOME/run/               daemon.json, locks
 HOME/logs/              daemon.log, requests.jsonl, workers/<id>.log
-    HOME/chat_history       lines typed in a chat
+HOME/chat_history           lines typed in a chat
 <runtime>/hl-<8 hex>/   sockets: daemon.sock, <id>.http, <id>.ctl (paths end at 104 bytes on macOS)
 """
 
@@ -55,6 +57,14 @@ class Home:
     @property
     def keys(self) -> Path:
         return self.root / "keys.json"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "system.db"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups"
 
     @property
     def store(self) -> Path:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from homelab_llm.core.errors import InvalidInput, InvalidSettings
+from homelab_llm.core.registry.slots import ALIASES, SlotTable
 from homelab_llm.core.units import parse_bytes, parse_duration
 
 PREFIX = "HOMELAB_"
@@ -50,9 +51,6 @@ class ServerSettings(Section):
         ("127.0.0.1:1234", "127.0.0.1:11434"),
         description="TCP addresses to serve on. Port 0 takes a free one. A taken default is skipped with a warning.",
     )
-    slots: Literal["none"] = Field(
-        "none", description="Fixed ports with names. They come with the registry; none for now."
-    )
     allowed_hosts: Strings = Field(
         (), description="Host header names accepted besides loopback names and the addresses listened on."
     )
@@ -70,6 +68,28 @@ class ServerSettings(Section):
     max_connections: int = Field(2048, ge=8, description="Connections at once; more are answered 503.")
 
 
+class SlotSettings(Section):
+    """Ports whose numbers and names never move, while the models behind them are swapped."""
+
+    ports: str = Field("8100-8109", description="The ports: `none`, a range, or a list such as `8100,8102-8104`.")
+    aliases: Strings = Field(ALIASES, description="Their names, in order; a port beyond the last is `slot-PORT`.")
+    bind: str = Field("127.0.0.1", description="Address of the slot ports. One beyond loopback needs a key.")
+    default_model: str = Field("", description="Model of a slot to which none is assigned; empty = it answers 503.")
+    auto_load: bool = Field(True, description="Load what the registry assigns when the daemon starts.")
+
+    @model_validator(mode="after")
+    def _check(self) -> SlotSettings:
+        try:
+            self.table()
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        return self
+
+    def table(self) -> SlotTable:
+        """The slots these settings describe."""
+        return SlotTable.of(self.ports, self.aliases)
+
+
 class FleetSettings(Section):
     """Memory, queues and lifetimes of loaded models."""
 
@@ -80,6 +100,23 @@ class FleetSettings(Section):
     keep_alive: Seconds = Field(300.0, description="How long an idle model stays loaded; negative = for ever.")
     queue_limit: int = Field(256, ge=1, description="Requests that may wait for one model; more are refused with 503.")
     max_wait_s: Seconds = Field(600.0, gt=0, description="A request waits at most this long for a worker.")
+    turn_s: Seconds = Field(
+        30.0, ge=0, description="A model that fits only without a busy one waits at most this long for its turn to end."
+    )
+    min_stay_s: Seconds = Field(
+        2.0, ge=0, description="A model just loaded stays this long (at most as long as its load took) before another."
+    )
+    max_running: int = Field(0, ge=0, description="Requests that run at once over all models; 0 = no limit.")
+    reserved_slots: int = Field(
+        1, ge=0, description="Slots of each worker that batch requests leave free; a worker with one slot has none."
+    )
+    quarantine_after: int = Field(
+        3, ge=1, description="A model that fails this often in a row is not tried again until the operator says so."
+    )
+    canary: bool = Field(True, description="A model must answer one request before it gets the first real one.")
+    orphan_grace_s: Seconds = Field(
+        300.0, ge=0, description="How long workers outlive a daemon that died, waiting to be adopted by the next."
+    )
     load_timeout_s: Seconds = Field(900.0, gt=0, description="A model must be ready within this time.")
     stall_timeout_s: Seconds = Field(
         300.0, gt=0, description="A worker that sends nothing for this long during a request is ended."
@@ -104,21 +141,44 @@ class StoreSettings(Section):
     allow_private_hosts: bool = Field(False, description="Let sources point to loopback and private addresses.")
 
 
+class DataSettings(Section):
+    """The system database."""
+
+    url: str = Field("", description="`postgresql://…` (extra `postgres`); empty = SQLite in HOME/system.db.")
+    registry_file: str = Field(
+        "",
+        description="Where the registry is exported; empty = registry.json in the Hugging Face hub cache, or in HOME "
+        "when HOME is not the default one.",
+    )
+    requests: bool = Field(True, description="Record every request, never its content.")
+    keep_requests: Seconds = Field(90 * 86400.0, gt=0, description="Requests older than this are deleted.")
+    keep_events: Seconds = Field(90 * 86400.0, gt=0, description="Events older than this are deleted.")
+
+
+class RemoteSettings(Section):
+    """Commanding the platform of another machine."""
+
+    inference_host: str = Field("", description="`mlxctl` runs there over ssh, as `[user@]host`; empty = here.")
+    command: str = Field("mlxctl", description="The command to run on that machine.")
+
+
 class LogSettings(Section):
     """Logs."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
     format: Literal["json", "console"] = Field("json", description="Form of the daemon's log on standard error.")
-    requests: bool = Field(True, description="Record every request (never its content) in logs/requests.jsonl.")
 
 
 class Settings(Section):
     """Everything that can be set."""
 
     server: ServerSettings = ServerSettings()
+    slots: SlotSettings = SlotSettings()
     fleet: FleetSettings = FleetSettings()
     engine: EngineSettings = EngineSettings()
     store: StoreSettings = StoreSettings()
+    data: DataSettings = DataSettings()
+    remote: RemoteSettings = RemoteSettings()
     log: LogSettings = LogSettings()
 
 

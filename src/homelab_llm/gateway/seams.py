@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
@@ -13,8 +13,11 @@ from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
 
-__all__ = ["Catalogue", "Fleet", "KeyGrant", "Keys", "Lease", "Recorder", "ReplyShape", "RequestRow", "Shaped"]
-__all__ += ["Shaper", "Wait"]
+__all__ = ["Catalogue", "Controller", "Fleet", "KeyGrant", "Keys", "Lease", "Priority", "Recorder", "ReplyShape"]
+__all__ += ["RequestRow", "Router", "Shaped", "Shaper", "Target", "Wait"]
+
+Priority = Literal["interactive", "batch"]
+"""Interactive requests come first; batch ones progress all the same."""
 
 
 class Catalogue(Protocol):
@@ -38,11 +41,117 @@ class Catalogue(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes: a model, and what the registry says about it.
+
+    ``alias`` is the slot's name when the request came by alias or slot port, else empty. ``params`` are used where
+    the request says nothing; ``max_output_tokens`` bounds it (0 = no bound). ``keep_alive_s``: None = the fleet's.
+    ``foreign``: host and port of an adopted server of another origin; then ``model`` is only what it calls its model.
+    ``why`` tells each step of the decision, for ``explain``.
+    """
+
+    model: StoredModel
+    alias: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    max_output_tokens: int = 0
+    keep_alive_s: float | None = None
+    foreign: tuple[str, int] | None = None
+    why: tuple[str, ...] = ()
+
+
+class Router(Protocol):
+    """From the name in a request to a model: aliases and slots first, then the store."""
+
+    def route(self, name: str, port: int = 0) -> Target:
+        """Where a request for ``name`` goes; on a slot ``port`` the name does not count. As fast as a look-up.
+
+        Raises:
+            SlotEmpty: the slot or alias serves nothing.
+            InvalidName, ModelNotFound: as ``Catalogue.resolve``.
+        """
+        ...
+
+    async def settled(self, target: Target) -> bool:
+        """After ``target`` could not be loaded: whether its alias points to another model by now.
+
+        Waits for a swap of that alias that is under way, which may put back the model from before.
+        """
+        ...
+
+    def listed(self) -> Sequence[tuple[str, StoredModel]]:
+        """Aliases that serve a model now, with it."""
+        ...
+
+    def stamp(self) -> object:
+        """Changes whenever ``listed`` or ``route`` would answer something else; cheap."""
+        ...
+
+
+class Controller(Protocol):
+    """What the operator can do with slots and models; every value is plain JSON (``docs/reference/endpoints.md``).
+
+    The iterators yield steps ``{"stage", "done", "place", "text"}``; the last has ``stage`` ready or done and the
+    result's fields. They raise ``HomelabError``; closing one early calls the work off where that is safe.
+    """
+
+    async def slots(self) -> dict[str, Any]:
+        """``{"slots": [...], "drift": bool}``: one row per slot, see ``inference/controller/status.py``."""
+        ...
+
+    def load(self, model: str, slot: str, *, force: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Load a model into a slot (port, alias or ``auto``); pulls and registers a missing one."""
+        ...
+
+    def swap(self, slot: str, model: str) -> AsyncIterator[dict[str, Any]]:
+        """Put another model behind a slot without a failed request."""
+        ...
+
+    async def unload(self, slot: str) -> dict[str, Any]:
+        """Empty a slot; the model's process is proven ended when it returns."""
+        ...
+
+    async def unload_all(self) -> dict[str, Any]: ...
+
+    def reconcile(self, *, apply: bool) -> AsyncIterator[dict[str, Any]]:
+        """What would bring the fleet in line with the registry, one step per action; carried out with ``apply``."""
+        ...
+
+    async def verify(self) -> dict[str, Any]:
+        """``{"ok": bool, "problems": [{"port", "text", "hint"}]}``; changes nothing."""
+        ...
+
+    async def pin(self, model: str, *, pinned: bool) -> dict[str, Any]:
+        """A pinned model is never evicted, nor unloaded for being idle."""
+        ...
+
+    async def fit(self, model: str, context_tokens: int | None = None) -> dict[str, Any]:
+        """Whether and how a model fits into memory, with all numbers; loads nothing."""
+        ...
+
+    async def explain(self, request: Mapping[str, Any], port: int = 0) -> dict[str, Any]:
+        """Where a request would go and why."""
+        ...
+
+    async def unquarantine(self, model: str) -> dict[str, Any]: ...
+
+    async def adopt(self, slot: str) -> dict[str, Any]:
+        """Take the server of another origin on a slot's port into the registry."""
+        ...
+
+    async def refresh(self) -> None:
+        """The registry was changed by another process: read it again."""
+        ...
+
+
 class Lease(Protocol):
     """The right to send one request to a worker; ``release`` ends it, exactly once, whatever happened."""
 
     @property
-    def socket(self) -> Path: ...
+    def socket(self) -> Path | tuple[str, int]:
+        """Where the worker serves HTTP: a Unix socket, or host and port of an adopted server."""
+        ...
+
     @property
     def traits(self) -> WorkerTraits: ...
     @property
@@ -104,10 +213,11 @@ class Shaper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyGrant:
-    """Who a key belongs to and what it may do: ``inference``, ``admin``."""
+    """Who a key belongs to and what it may do: ``inference``, ``admin``; its requests are at most of ``priority``."""
 
     name: str
     scopes: frozenset[str]
+    priority: Priority = "interactive"
 
 
 class Keys(Protocol):

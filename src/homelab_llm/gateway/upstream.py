@@ -213,7 +213,7 @@ class Upstream:
     def __init__(self) -> None:
         self._idle: dict[str, list[Connection]] = {}
 
-    async def post(self, socket: Path, path: bytes, body: bytes, *, pooled: bool) -> Connection:
+    async def post(self, socket: Path | tuple[str, int], path: bytes, body: bytes, *, pooled: bool) -> Connection:
         """Send a request and wait for the reply's status.
 
         A pooled connection that turns out dead before any byte of a reply came is replaced once.

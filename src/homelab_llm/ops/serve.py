@@ -40,7 +40,7 @@ def command(engines: Sequence[Engine] | None = None) -> Verb:
         help="Serve on this address, in place of the default ones; may be repeated. Fatal when it is taken. "
         "Port 0 takes a free one.",
     )
-    @click.option("--slots", metavar="none", help="Ports with a fixed model. They come with the registry; only none.")
+    @click.option("--slots", metavar="PORTS", help="Ports with names that never move: 8100-8109, a list, or none.")
     @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings; else HOME/config.yaml.")
     @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe level.")
     @click.option("--log-format", type=click.Choice(["json", "console"]), help="Form of the log on standard error.")
@@ -96,7 +96,8 @@ def _sole_daemon(home: Home) -> Iterator[None]:
 def _flags(listen: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The flags as the strongest layer of settings; what was not given is not in it."""
     layers = {
-        "server": {"listen": list(listen) or None, "slots": given["slots"]},
+        "server": {"listen": list(listen) or None},
+        "slots": {"ports": given["slots"]},
         "log": {"level": given["log_level"], "format": given["log_format"]},
     }
     chosen = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in layers.items()}
@@ -106,12 +107,6 @@ def _flags(listen: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[st
 def _settings(source: Path, environ: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]) -> Settings:
     from homelab_llm.core.settings import load_settings
 
-    if (slots := flags.get("server", {}).get("slots", "none")) != "none":
-        raise InvalidInput(
-            f"--slots {slots}: ports with a fixed model come with the registry, which is not part of this version",
-            hint="leave --slots out; every model is served on every address under its name",
-            field="slots",
-        )
     return load_settings(source, environ, flags)
 
 

@@ -36,15 +36,22 @@ class Daemon:
     """Starts ``mlxserve`` for a block; ``fake=True`` adds the fake engine to its table.
 
     ``ready_s`` is the time from the start of the process to the first 200 on ``/readyz``. Settings are given as
-    environment variables (``HOMELAB_…``). At the end of the block the daemon is asked to stop, then killed.
+    environment variables (``HOMELAB_…``); workers do not outlive it unless ``HOMELAB_FLEET__ORPHAN_GRACE_S`` says so. At the end of the block the daemon is asked to stop, then killed.
     """
 
-    def __init__(self, home: Home, *, fake: bool = False, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Home, *, fake: bool = False, environ: Mapping[str, str] | None = None, slots: str = "none"
+    ) -> None:
         self.home = home
         self.ready_s = 0.0
         module = "homelab_llm.testing.serve" if fake else "homelab_llm.ops.serve"
-        self._command = [sys.executable, "-m", module, "--home", str(home.root), "--slots", "none"]
-        self._environ = {**os.environ, "HOMELAB_SERVER__LISTEN": "127.0.0.1:0", **(environ or {})}
+        self._command = [sys.executable, "-m", module, "--home", str(home.root), "--slots", slots]
+        self._environ = {
+            **os.environ,
+            "HOMELAB_SERVER__LISTEN": "127.0.0.1:0",
+            "HOMELAB_FLEET__ORPHAN_GRACE_S": "0",
+            **(environ or {}),
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Daemon:

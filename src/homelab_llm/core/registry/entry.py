@@ -1,0 +1,44 @@
+"""Entry: one model of the registry. An entry without files is an intent: a model that is wanted and not yet pulled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered model.
+
+    ``model_id`` is the name in the store, which clients use too; ``repo_id`` is where it comes from, as ``pull``
+    takes it; ``cache_path`` is its main file or folder, empty for an intent. ``format`` is gguf, safetensors, mlx or
+    ov-ir. Everything below ``format`` is optional: empty, 0 or None means that nothing is set.
+
+    ``request_params`` are used where a request says nothing. ``keep_alive_s`` is negative for "for ever".
+    ``extra`` keeps fields of a document that this version does not know, so that an export loses nothing.
+    """
+
+    slug: str
+    model_id: str
+    repo_id: str = ""
+    cache_path: str = ""
+    format: str = "gguf"
+    source_path: str = ""
+    chat_template: str = ""
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+    context_length: int = 0
+    max_output_tokens: int = 0
+    request_params: Mapping[str, Any] = field(default_factory=dict)
+    draft_model: str = ""
+    engine: str = ""
+    flags: tuple[str, ...] = ()
+    pinned: bool = False
+    keep_alive_s: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_intent(self) -> bool:
+        """Whether it is wanted, but not in the store yet."""
+        return not self.cache_path
