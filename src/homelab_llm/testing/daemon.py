@@ -36,7 +36,8 @@ class Daemon:
     """Starts ``mlxserve`` for a block; ``fake=True`` adds the fake engine to its table.
 
     ``ready_s`` is the time from the start of the process to the first 200 on ``/readyz``. Settings are given as
-    environment variables (``HOMELAB_…``); workers do not outlive it unless ``HOMELAB_FLEET__ORPHAN_GRACE_S`` says so. At the end of the block the daemon is asked to stop, then killed.
+    environment variables (``HOMELAB_…``); workers outlive it only where ``HOMELAB_FLEET__ORPHAN_GRACE_S`` says so. At
+    the end of the block the daemon is asked to stop, then killed.
     """
 
     def __init__(
