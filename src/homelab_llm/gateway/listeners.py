@@ -29,6 +29,7 @@ class Listener:
     """Where requests come in. ``address`` is the actual one: a path, ``host:port`` or ``[host]:port``.
 
     ``control``: the daemon's own socket, full control. ``loopback``: only this machine can reach it.
+    ``slot``: the slot whose port this is, by its number in the settings; 0 = the front address.
     """
 
     address: str
@@ -36,6 +37,7 @@ class Listener:
     port: int = 0
     control: bool = False
     loopback: bool = True
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
