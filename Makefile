@@ -22,7 +22,7 @@ env-%:
 	@$(PYTHON) scripts/bootstrap.py $*
 
 run: env-$(RUN_ENVIRONMENT) ## Start everything, pull the small model, answer PROMPT= (ENGINE=mlx, MODEL=… too)
-	@$(BIN)/mlxctl run --temperature 0 --engine '$(ENGINE)' '$(MODEL)' "$$PROMPT" </dev/null
+	@$(BIN)/mlxctl run --temperature 0 --repeat-penalty 1.1 --engine '$(ENGINE)' '$(MODEL)' "$$PROMPT" </dev/null
 	@$(BIN)/mlxctl suggest --brief
 
 check: env-dev ## Format, lint, types, import floors, spelling

@@ -204,6 +204,11 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--system", metavar="TEXT", help="Instructions before the conversation."),
             click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token."),
+            click.option(
+                "--repeat-penalty",
+                type=click.FloatRange(0.01, 10),
+                help="Above 1 keeps small models from repeating themselves; 1 = off.",
+            ),
             click.option("--max-tokens", type=click.IntRange(1), help="End the answer after this many tokens."),
             click.option("--seed", type=int, help="Make sampling repeatable."),
             click.option("--keep-alive", type=Duration(), help="How long the model stays loaded: 5m, 1h, -1 for ever."),
@@ -223,11 +228,18 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def request_options(
-    *, temperature: float | None, max_tokens: int | None, seed: int | None, keep_alive: float | None, form: str | None
+    *,
+    temperature: float | None,
+    repeat_penalty: float | None,
+    max_tokens: int | None,
+    seed: int | None,
+    keep_alive: float | None,
+    form: str | None,
 ) -> dict[str, Any]:
     """Those options as request fields; what was not given is not sent."""
     given: dict[str, Any] = {
         "temperature": temperature,
+        "repeat_penalty": repeat_penalty,
         "max_tokens": max_tokens,
         "seed": seed,
         "keep_alive": keep_alive,
