@@ -19,7 +19,8 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     ├── EngineError                  EngineUnavailable  LoadFailed  WorkerCrashed  WorkerOutOfMemory
     │                                WorkerStalled  EngineReplyInvalid  ModelQuarantined
     ├── TransferError                SourceUnavailable  DigestMismatch
-    ├── DaemonUnavailable  DeadlineExceeded  Cancelled
+    ├── DaemonUnavailable            HandedOver
+    ├── DeadlineExceeded  Cancelled
     ├── DatabaseUnavailable
     └── InternalError                StoreDamaged
 """
@@ -379,6 +380,12 @@ class DaemonUnavailable(HomelabError):
 
     code = "daemon_unavailable"
     retryable = True
+
+
+class HandedOver(DaemonUnavailable):
+    """The daemon hands over to a new one; the gateway passes the request on, so that no client sees this."""
+
+    code = "handed_over"
 
 
 class DeadlineExceeded(HomelabError):

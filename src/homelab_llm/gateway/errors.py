@@ -70,6 +70,7 @@ STATUSES: dict[type[HomelabError], int] = {
     errors.SourceUnavailable: 502,
     errors.DigestMismatch: 502,
     errors.DaemonUnavailable: 503,
+    errors.HandedOver: 503,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: CLIENT_CLOSED,
     errors.DatabaseUnavailable: 503,

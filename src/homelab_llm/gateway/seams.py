@@ -234,7 +234,11 @@ class Keys(Protocol):
 
 @dataclass(slots=True)
 class RequestRow:
-    """One finished request, for the record. Never holds content."""
+    """One finished request, for the record. Never holds content.
+
+    ``alias`` and ``port``: the slot it came by, empty and 0 when it named a model of the store. ``wait_ms`` is the
+    time from its arrival to its lease.
+    """
 
     request_id: str
     started_unix_s: float
@@ -252,6 +256,9 @@ class RequestRow:
     completion_tokens: int = 0
     client: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    alias: str = ""
+    port: int = 0
+    priority: Priority = "interactive"
 
 
 class Recorder(Protocol):
