@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import engines, front_door, newcomer, start
+from bench import engines, front_door, newcomer, registered, start
 from bench.figures import BUILD, Figure, measure_parts
 from bench.rig import ROOT
 
@@ -25,8 +25,12 @@ def _tests() -> Iterator[Figure]:
         "-p",
         "no:cacheprovider",
         "tests/bars",
-        "tests/store",
+        "tests/controller",
+        "tests/data",
+        "tests/fleet",
+        "tests/registry",
         "tests/sources",
+        "tests/store",
     ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "HOMELAB_SIZE": "full"}, check=False)
     yield Figure("bars.tests", float(done.returncode == 0), "green", "= 1")
@@ -38,6 +42,7 @@ PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "start": start.measure,
     "front_door": front_door.measure,
     "engines": engines.measure,
+    "registered": registered.measure,
     "tests": _tests,
     "newcomer": newcomer.measure,
 }
