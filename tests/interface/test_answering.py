@@ -89,8 +89,13 @@ def test_the_format_option_is_json_or_a_schema_file(tmp_path: Path) -> None:
 
 
 def test_options_that_were_not_given_are_not_sent() -> None:
-    assert request_options(temperature=None, max_tokens=None, seed=None, keep_alive=None, form=None) == {}
-    assert request_options(temperature=0.0, max_tokens=5, seed=0, keep_alive=-1.0, form="json") == {
+    assert (
+        request_options(temperature=None, repeat_penalty=None, max_tokens=None, seed=None, keep_alive=None, form=None)
+        == {}
+    )
+    assert request_options(
+        temperature=0.0, repeat_penalty=None, max_tokens=5, seed=0, keep_alive=-1.0, form="json"
+    ) == {
         "temperature": 0.0,
         "max_tokens": 5,
         "seed": 0,

@@ -80,8 +80,8 @@ class Daemon:
         """``http://127.0.0.1:PORT``"""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, within_s: float = 30) -> None:
-        """Start it and wait until it is ready.
+    def start(self, within_s: float = 30, *, environ: Mapping[str, str] | None = None) -> None:
+        """Start it and wait until it is ready; ``environ`` is for this life only.
 
         Raises:
             RuntimeError: it ended, or was not ready in time; the message holds its log.
@@ -89,7 +89,9 @@ class Daemon:
         log = self.home.logs / "test-daemon.log"
         started = time.perf_counter()
         with log.open("ab") as stream:
-            self._process = subprocess.Popen(self._command, env=self._environ, stdout=stream, stderr=stream)
+            self._process = subprocess.Popen(
+                self._command, env={**self._environ, **(environ or {})}, stdout=stream, stderr=stream
+            )
         while time.perf_counter() - started < within_s:
             if self._is_ready():
                 self.ready_s = time.perf_counter() - started
@@ -110,6 +112,10 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+    def wait(self, within_s: float = 30) -> int:
+        """Wait until it has ended by itself; its exit code, negative for a signal."""
+        return self._running().wait(within_s)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
