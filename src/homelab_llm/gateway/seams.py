@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.routing import Target
 from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
@@ -39,25 +40,6 @@ class Catalogue(Protocol):
     def stamp(self) -> object:
         """Changes whenever ``models()`` would answer something else; cheap."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a request goes: a model, and what the registry says about it.
-
-    ``alias`` is the slot's name when the request came by alias or slot port, else empty. ``params`` are used where
-    the request says nothing; ``max_output_tokens`` bounds it (0 = no bound). ``keep_alive_s``: None = the fleet's.
-    ``foreign``: host and port of an adopted server of another origin; then ``model`` is only what it calls its model.
-    ``why`` tells each step of the decision, for ``explain``.
-    """
-
-    model: StoredModel
-    alias: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    max_output_tokens: int = 0
-    keep_alive_s: float | None = None
-    foreign: tuple[str, int] | None = None
-    why: tuple[str, ...] = ()
 
 
 class Router(Protocol):
