@@ -104,7 +104,12 @@ class EventBus:
             subscription.put(event)
 
     def subscribe(self, limit: int = 1024, *, after_id: int | None = None) -> Subscription:
-        """What happens from now on; with ``after_id`` also what is remembered since that event."""
+        """What happens from now on; with ``after_id`` also what is remembered since that event.
+
+        An id that was not given yet is one of an earlier life: then everything remembered comes.
+        """
+        if after_id is not None and after_id > self._last_id:
+            after_id = 0
         subscription = Subscription(limit, self._subscriptions.discard)
         if after_id is not None:
             for event in self._latest:

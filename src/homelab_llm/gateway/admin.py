@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ class Admin:
     Args:
         about: ``{version, pid, home, uptime_s, listeners, warnings: [{text, hint}]}`` of the daemon.
         shutdown: asks the daemon to end; returns at once. None: this process is not a daemon.
+        restart: hands over to a new daemon; returns what it says of itself when it serves.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Admin:
         fleet: Fleet,
         about: Callable[[], Mapping[str, Any]],
         shutdown: Callable[[], None] | None,
+        restart: Callable[[], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
         self._about = about
         self._shutdown = shutdown
+        self._restart = restart
 
     async def status(self, exchange: Exchange) -> None:
         """What the daemon is and does."""
@@ -65,9 +68,19 @@ class Admin:
     async def shutdown(self, exchange: Exchange) -> None:
         """End the daemon; the reply leaves first."""
         if self._shutdown is None:
-            raise Conflict("this server is not run by the daemon", hint="end the program that started it")
+            raise _no_daemon()
         await exchange.json({"stopping": True}, 202)
         self._shutdown()
+
+    async def restart(self, exchange: Exchange) -> None:
+        """Hand over to a new daemon; answers when that one serves."""
+        if self._restart is None:
+            raise _no_daemon()
+        await exchange.json(await self._restart())
+
+
+def _no_daemon() -> Conflict:
+    return Conflict("this server is not run by the daemon", hint="end the program that started it")
 
 
 def _line(wait: Wait) -> bytes:

@@ -10,16 +10,20 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 
 from homelab_llm import __version__
 from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, HomelabError, InternalError
+from homelab_llm.core.events import EventBus
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.gateway.admin import Admin
 from homelab_llm.gateway.auth import Gate, Presented, cors_headers, preflight_headers
+from homelab_llm.gateway.control import Control
 from homelab_llm.gateway.dialects.openai import parse_chat, parse_completion, parse_embedding
+from homelab_llm.gateway.event_stream import EventStream
 from homelab_llm.gateway.exchange import Exchange, Scope, Send
 from homelab_llm.gateway.fields import shown
 from homelab_llm.gateway.limits import Receive, check_encoding, parse_json, read_body
@@ -28,7 +32,8 @@ from homelab_llm.gateway.models import ModelList, described
 from homelab_llm.gateway.openapi import document
 from homelab_llm.gateway.proxy import CHAT_PATH, COMPLETION_PATH, Proxy
 from homelab_llm.gateway.routes import LOAD, ROUTES, UNLOAD, Route
-from homelab_llm.gateway.seams import Catalogue, Fleet, Keys, Recorder, Shaper
+from homelab_llm.gateway.routing import StoreRouter
+from homelab_llm.gateway.seams import Catalogue, Controller, Fleet, Keys, Recorder, Router, Shaper
 from homelab_llm.gateway.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -42,7 +47,10 @@ _NO_LISTENER = Listener("", loopback=False)
 
 @dataclass(slots=True)
 class Parts:
-    """What the front door is built from; see ``seams``. ``about`` and ``shutdown``: see ``Admin``."""
+    """What the front door is built from; see ``seams``. ``about``, ``shutdown`` and ``restart``: see ``Admin``.
+
+    Without a ``router`` names are models of the store; without a ``controller`` there is nothing to control.
+    """
 
     catalogue: Catalogue
     fleet: Fleet
@@ -51,6 +59,10 @@ class Parts:
     recorder: Recorder
     about: Callable[[], Mapping[str, Any]]
     shutdown: Callable[[], None] | None = None
+    restart: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    router: Router | None = None
+    controller: Controller | None = None
+    events: EventBus | None = None
 
 
 class App:
@@ -61,14 +73,11 @@ class App:
         self._settings = settings
         self._gate = Gate(parts.keys, allowed_hosts=settings.allowed_hosts, allowed_origins=settings.allowed_origins)
         self._upstream = Upstream()
-        self._proxy = Proxy(
-            parts.catalogue,
-            parts.fleet,
-            parts.shaper,
-            self._upstream,
-            stall_s=stall_timeout_s,
-        )
-        self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown)
+        self._router = parts.router or StoreRouter(parts.catalogue)
+        self._proxy = Proxy(self._router, parts.fleet, parts.shaper, self._upstream, stall_s=stall_timeout_s)
+        self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown, parts.restart)
+        self._control = Control(parts.controller)
+        self._events = EventStream(parts.events)
         self._list = ModelList(parts.catalogue)
         self._openapi = b""
         self._exchanges: set[Exchange] = set()
@@ -81,7 +90,7 @@ class App:
             self._add(route)
 
     def _add(self, route: Route) -> None:
-        entry = (route, getattr(self, f"_{route.handler}"))
+        entry = (route, partial(self._controlled, route) if route.controlled else getattr(self, f"_{route.handler}"))
         if route.path.endswith("{id}"):
             methods: dict[str, tuple[Route, Handler]] = {}
             self._prefixes.append((route.path.removesuffix("{id}"), methods))
@@ -107,6 +116,11 @@ class App:
     def running(self) -> int:
         """Requests that are being served."""
         return len(self._exchanges)
+
+    def stop(self) -> None:
+        """Say that no more requests are wanted, and end what would not end by itself."""
+        self.stopping = True
+        self._events.close()
 
     def abort_all(self) -> None:
         """End every request with an error, in mid-stream too."""
@@ -244,6 +258,20 @@ class App:
 
     async def _admin_unload(self, exchange: Exchange) -> None:
         await self._admin.unload(exchange, UNLOAD(await self._body(exchange), ""))
+
+    async def _controlled(self, route: Route, exchange: Exchange) -> None:
+        if route.body is None:
+            exchange.watch()
+            body = {}
+        else:
+            body = route.body(await self._body(exchange), "")
+        await self._control.serve(exchange, route.handler, body)
+
+    async def _admin_events(self, exchange: Exchange) -> None:
+        await self._events.serve(exchange)
+
+    async def _admin_restart(self, exchange: Exchange) -> None:
+        await self._admin.restart(exchange)
 
     async def _admin_shutdown(self, exchange: Exchange) -> None:
         await self._admin.shutdown(exchange)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -36,8 +37,9 @@ _run = f"{os.getpid():x}{int(time.time()):x}"
 class Exchange:
     """One request and its reply.
 
-    ``headers``: extra reply headers, CORS among them. ``listener``: where it came in. ``waiting_for`` says in
-    words what a streaming client waits for; it becomes a comment in the stream after ``COMMENT_AFTER_S``.
+    ``headers``: extra reply headers, CORS among them. ``slot``: the slot whose port it came in on, 0 = none.
+    ``waiting_for`` says in words what a streaming client waits for; it becomes a comment in the stream after
+    ``COMMENT_AFTER_S``.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class Exchange:
         "request_id",
         "row",
         "scope",
+        "slot",
         "stall_s",
         "waiting_for",
         "writing_s",
@@ -76,6 +79,7 @@ class Exchange:
         self.recorded = False
         self.heard_s = 0.0
         self.writing_s = 0.0
+        self.slot = 0
         self.stall_s = 0.0
         self._receive = receive
         self._send = send
@@ -106,6 +110,10 @@ class Exchange:
     def arrived_body(self, limit_bytes: int) -> bytes | None:
         """The whole body when it is here already and within the limit; None: ``receive`` it."""
         return self._link.arrived_body(limit_bytes) if self._link is not None else None
+
+    def has_no_deadline(self) -> None:
+        """It lasts as long as it lasts: a stream of events, or an operator's work."""
+        self._request_deadline_s = math.inf
 
     # --- ending early ---
 

@@ -23,7 +23,7 @@ from homelab_llm.core.shaping import ReplyShape
 from homelab_llm.gateway.dialects.openai import Ask
 from homelab_llm.gateway.engine_errors import error_from, error_of
 from homelab_llm.gateway.exchange import Exchange
-from homelab_llm.gateway.seams import Catalogue, Fleet, Lease, Shaper
+from homelab_llm.gateway.seams import Fleet, Lease, Router, Shaper
 from homelab_llm.gateway.sse import Passage
 from homelab_llm.gateway.upstream import Connection, Upstream, UpstreamGarbled, UpstreamLost
 from homelab_llm.gateway.weave import Weave
@@ -89,14 +89,14 @@ class Proxy:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        router: Router,
         fleet: Fleet,
         shaper: Shaper,
         upstream: Upstream,
         *,
         stall_s: float,
     ) -> None:
-        self._catalogue = catalogue
+        self._router = router
         self._fleet = fleet
         self._shaper = shaper
         self._upstream = upstream
@@ -142,7 +142,7 @@ class Proxy:
     # --- before the worker ---
 
     def _resolve(self, exchange: Exchange, ask: Ask, *, embedding: bool) -> StoredModel:
-        model = self._catalogue.resolve(ask.model)
+        model = self._router.route(ask.model, exchange.slot).model
         exchange.row.model = model.name
         exchange.row.streamed = ask.stream
         able = model.facts.capabilities

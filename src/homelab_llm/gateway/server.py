@@ -148,7 +148,7 @@ class FrontDoor:
         server, serving = self._server, self._serving
         if server is None or serving is None:
             return
-        self._app.stopping = True
+        self._app.stop()
         server.config.timeout_graceful_shutdown = int(drain_s + 2 * _LAST_WORDS_S) + 1
         server.should_exit = True
         await asyncio.wait({serving}, timeout=drain_s)
