@@ -111,6 +111,7 @@ class OneFleet:
     condemned: list[str] = field(default_factory=list)
     refuse: HomelabError | None = None
     hold: asyncio.Event | None = None
+    stands: Wait | None = None
     steps: Sequence[Wait] = (Wait("loading", 0.5), Wait("ready", 1.0))
 
     @property
@@ -159,6 +160,10 @@ class OneFleet:
     async def unload(self, model: StoredModel, *, force: bool = False) -> bool:
         self.unloaded.append((model.name, force))
         return True
+
+    def standing(self, request_id: str) -> Wait | None:
+        assert request_id.startswith("req-")
+        return self.stands
 
     def status(self) -> dict[str, Any]:
         row = {"id": "w1", "model": MODEL, "state": "loading", "progress": {"stage": "load", "done": 0.4}}

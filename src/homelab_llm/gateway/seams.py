@@ -175,6 +175,10 @@ class Fleet(Protocol):
         """End the model's worker and wait until it is gone; False when it was not loaded."""
         ...
 
+    def standing(self, request_id: str) -> Wait | None:
+        """Where a waiting request stands; None when it does not wait."""
+        ...
+
     def status(self) -> dict[str, Any]:
         """Plain JSON for ``ps`` and ``status``: budget, workers (model, engine, state, memory, leases), queue."""
         ...

@@ -170,6 +170,10 @@ class FleetLoop:
             await running.gone.wait()
         return bool(leaving)
 
+    def standing(self, request_id: str) -> Wait | None:
+        """Where a waiting request stands; None when it does not wait."""
+        return self._scheduler.wait(request_id)
+
     def status(self) -> dict[str, Any]:
         """Plain JSON: the budget, every worker, who waits."""
         now_s = self._clock.monotonic_s()
