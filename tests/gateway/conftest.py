@@ -21,15 +21,18 @@ import httpx2
 import pytest
 
 from homelab_llm.core.errors import HomelabError, ModelNotFound, WorkerCrashed
+from homelab_llm.core.events import Event
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.paths import Home
+from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.core.shaping import Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.app import App, Parts
 from homelab_llm.gateway.keys import KeyFile
+from homelab_llm.gateway.listeners import Inherited
 from homelab_llm.gateway.seams import RequestRow, Shaper
 from homelab_llm.gateway.server import FrontDoor
 from homelab_llm.testing.engines import LLAMA_CPP_TRAITS, OWN_TRAITS
@@ -352,6 +355,11 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         stall_timeout_s: float = 60,
         shaper: Shaper | None = None,
         named: bool = True,
+        slots: SlotTable | None = None,
+        slot_bind: str = "127.0.0.1",
+        inherited: Inherited | None = None,
+        news: Callable[[Event], None] | None = None,
+        again_s: float = 60,
         before: Callable[[KeyFile], None] = lambda _keys: None,
         **settings: Any,
     ) -> AsyncIterator[Door]:
@@ -361,7 +369,18 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         about: dict[str, Any] = {"version": "0", "pid": os.getpid(), "warnings": []}
         parts = Parts(shelf, fleet, shaper or NoShaper(), keys, rows, lambda: about, lambda: shutdowns.append(True))
         app = App(parts, chosen, stall_timeout_s=stall_timeout_s)
-        front = FrontDoor(app, chosen, home.daemon_sock, keys, named=named)
+        front = FrontDoor(
+            app,
+            chosen,
+            home.daemon_sock,
+            keys,
+            named=named,
+            slots=slots,
+            slot_bind=slot_bind,
+            inherited=inherited,
+            news=news,
+            again_s=again_s,
+        )
         await front.start()
         try:
             yield Door(front, app, fleet, shelf, keys, rows, home, shutdowns)

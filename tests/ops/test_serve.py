@@ -57,6 +57,18 @@ def test_slot_ports_that_are_none_are_refused(home: Home) -> None:
     assert "not ports for slots" in said
 
 
+@pytest.mark.requirement("R-F1")
+async def test_the_daemon_listens_on_its_slots(home: Home, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving("--listen", "127.0.0.1:0", "--slots", str(port), log=tmp_path / "log") as process:
+        record = await ready(home, process)
+        assert not any(address.endswith(f":{port}") for address in record.listeners)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_a_wrong_setting_names_file_line_and_key(home: Home) -> None:
     home.config.write_text("# first line\nfleet:\n  keep_alive: soon\n")
     code, said = refused()

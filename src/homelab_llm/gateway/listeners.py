@@ -1,7 +1,8 @@
 """Listeners: from the addresses in the settings to bound sockets, or the reason why not.
 
-``daemon.sock`` is always there. A default address that somebody holds is skipped with a warning; one that the
-user named is an error. An address beyond loopback is refused while no key exists.
+``daemon.sock`` is always there. A default address or a slot's port that somebody holds is skipped with a warning
+(``ports.py`` tries it again); an address that the user named is an error. One beyond loopback is refused while no
+key exists. A socket that an earlier daemon of this home passed on is used in place of a new one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,105 +87,173 @@ def _not_an_address(text: str) -> InvalidInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """An address to serve on, and the slot whose port it is (0 = a front address)."""
+
+    address: Address
+    slot: int = 0
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket and what it is."""
+    """A listening socket and what it is; ``wanted`` is what was asked for, ``control`` for the daemon's own."""
 
     socket: socket.socket
     listener: Listener
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An address that could not be taken, and why."""
+
+    wanted: Wanted
+    error: PortTaken
+
+
+class Inherited:
+    """Listening sockets that an earlier daemon of this home passed on, by what was asked for when they were bound."""
+
+    def __init__(self, sockets: Iterable[tuple[str, socket.socket]] = ()) -> None:
+        self._sockets = list(sockets)
+
+    def take(self, wanted: str) -> socket.socket | None:
+        """The socket for ``wanted``; None when none was passed on."""
+        for entry in self._sockets:
+            if entry[0] == wanted:
+                self._sockets.remove(entry)
+                return entry[1]
+        return None
+
+    def close(self) -> None:
+        """Close those that nobody took: their addresses are not wanted any more."""
+        for _, sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+
+CONTROL = "control"
 
 
 def bind_all(
-    addresses: Iterable[str], daemon_sock: Path, *, named: bool, have_key: bool
-) -> tuple[list[Bound], list[PortTaken]]:
-    """Bind ``daemon_sock`` and the addresses; the second list are the defaults that were skipped.
+    wanted: Iterable[Wanted], daemon_sock: Path, *, named: bool, have_key: bool, inherited: Inherited | None = None
+) -> tuple[list[Bound], list[Held]]:
+    """Bind ``daemon_sock`` and the addresses; the second list are those that were skipped.
 
     Args:
-        named: the user chose the addresses, so a taken one is an error.
+        named: the user chose the front addresses, so a taken one is an error. A slot's port never is.
 
     Raises:
-        InvalidInput: not an address.
         ListenRefused: beyond loopback, and no key exists.
         PortTaken: a named address is held by somebody; or the system does not have it.
         DaemonRunning: another daemon answers on ``daemon_sock``.
     """
-    wanted = [Address.parse(text) for text in addresses]
-    for address in wanted:
-        if not address.loopback and not have_key:
+    wanted = list(wanted)
+    passed_on = inherited or Inherited()
+    for one in wanted:
+        if not one.address.loopback and not have_key:
             raise ListenRefused(
-                f"{address} can be reached from other machines, and no API key exists",
-                hint=CREATE_KEY,
-                address=str(address),
+                f"{one} can be reached from other machines, and no API key exists", hint=CREATE_KEY, address=str(one)
             )
     bound: list[Bound] = []
-    skipped: list[PortTaken] = []
+    refused: list[tuple[Wanted, OSError]] = []
     try:
-        bound.append(bind_control(daemon_sock))
-        for address in wanted:
+        bound.append(bind_control(daemon_sock, passed_on.take(CONTROL)))
+        for one in wanted:
             try:
-                bound.append(bind_tcp(address))
-            except PortTaken as error:
-                if named:
-                    raise
-                skipped.append(error)
+                bound.append(bind_tcp(one, passed_on.take(str(one))))
+            except OSError as error:
+                if named and not one.slot:
+                    raise _named(one, error) from error
+                refused.append((one, error))
     except BaseException:
         close_all(bound)
         raise
-    return bound, skipped
+    passed_on.close()
+    return bound, held(refused)
 
 
-def bind_tcp(address: Address) -> Bound:
+def bind_tcp(wanted: Wanted, inherited: socket.socket | None = None) -> Bound:
     """A listening TCP socket.
 
     Raises:
-        PortTaken: somebody holds the address, or this machine does not have it.
+        OSError: somebody holds the address, or this machine does not have it.
     """
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    host = wanted.address.host
+    sock = inherited or _listening(host, wanted.address.port)
+    actual = Address(host, sock.getsockname()[1])
+    listener = Listener(str(actual), actual.host, actual.port, loopback=actual.loopback, slot=wanted.slot)
+    return Bound(sock, listener, str(wanted))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address.host, address.port))
+        sock.bind((host, port))
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise _taken(address, error) from error
-    actual = Address(address.host, sock.getsockname()[1])
-    return Bound(sock, Listener(str(actual), actual.host, actual.port, loopback=actual.loopback))
+        raise
+    return sock
 
 
-def _taken(address: Address, error: OSError) -> PortTaken:
+def held(refused: Collection[tuple[Wanted, OSError]]) -> list[Held]:
+    """Why each address could not be taken; asks the system who holds them."""
+    ports = {one.address.port for one, error in refused if error.errno == errno.EADDRINUSE}
+    known = holders(ports) if ports else {}
+    return [Held(one, _taken(one, error, known)) for one, error in refused]
+
+
+def _named(wanted: Wanted, error: OSError) -> PortTaken:
+    return held([(wanted, error)])[0].error
+
+
+def _taken(wanted: Wanted, error: OSError, known: Mapping[int, tuple[int, str]]) -> PortTaken:
     if error.errno != errno.EADDRINUSE:
-        return PortTaken(f"{address} cannot be listened on: {error.strerror}", address=str(address))
-    pid, name = _holder(address.port)
-    held = f"process {pid} ({name})" if pid else "another process"
+        return PortTaken(f"{wanted} cannot be listened on: {error.strerror}", address=str(wanted), pid=None, name="")
+    pid, name = known.get(wanted.address.port, (None, ""))
+    by = f"process {pid} ({name})" if pid else "another process"
     return PortTaken(
-        f"{address} is held by {held}",
-        hint="stop it, or choose another address with --listen",
-        address=str(address),
+        f"{wanted} is held by {by}",
+        hint=f"stop it; slot {wanted.slot} is taken as soon as it is free"
+        if wanted.slot
+        else "stop it, or choose another address with --listen",
+        address=str(wanted),
         pid=pid,
+        name=name,
     )
 
 
-def _holder(port: int) -> tuple[int | None, str]:
-    """Who listens on a port, if the system tells us."""
+def holders(ports: Collection[int]) -> dict[int, tuple[int, str]]:
+    """Pid and program of who listens on each port, as far as the system tells us. Takes some milliseconds."""
     import psutil
 
+    found: dict[int, tuple[int, str]] = {}
     with contextlib.suppress(psutil.Error, OSError):
         for entry in psutil.net_connections("tcp"):
-            if entry.status == psutil.CONN_LISTEN and entry.laddr and entry.laddr.port == port and entry.pid:
-                return entry.pid, psutil.Process(entry.pid).name()
-    return None, ""
+            if entry.status == psutil.CONN_LISTEN and entry.laddr and entry.laddr.port in ports and entry.pid:
+                found[entry.laddr.port] = entry.pid, psutil.Process(entry.pid).name()
+    return found
 
 
-def bind_control(path: Path) -> Bound:
+def bind_control(path: Path, inherited: socket.socket | None = None) -> Bound:
     """The daemon's own socket, mode 0600 from its first moment; a dead one in its place is removed.
 
     Raises:
         DaemonRunning: somebody answers on it.
         InvalidInput: something that is not a socket has its name.
     """
+    listener = Listener(str(path), control=True)
+    if inherited is not None:
+        return Bound(inherited, listener, CONTROL)
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -197,7 +266,7 @@ def bind_control(path: Path) -> Bound:
         raise
     finally:
         os.umask(mask)
-    return Bound(sock, Listener(str(path), control=True))
+    return Bound(sock, listener, CONTROL)
 
 
 def _clear(path: Path) -> None:
@@ -219,9 +288,9 @@ def _clear(path: Path) -> None:
     raise DaemonRunning("another daemon answers on the socket of this home", hint="mlxctl daemon status")
 
 
-def close_all(bound: Iterable[Bound]) -> None:
-    """Close the sockets and remove the daemon's from the file system."""
+def close_all(bound: Iterable[Bound], *, remove: bool = True) -> None:
+    """Close the sockets and remove the daemon's from the file system, unless another daemon serves on it now."""
     for entry in bound:
         entry.socket.close()
-        if entry.listener.control:
+        if entry.listener.control and remove:
             Path(entry.listener.address).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from socket import AF_UNIX, socket
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import uvicorn
 from uvicorn.config import Config
 
-from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.events import Event
+from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.gateway.app import App
-from homelab_llm.gateway.listeners import BACKLOG, Bound, Listener, bind_all, close_all
+from homelab_llm.gateway.listeners import BACKLOG, Bound, Inherited, Listener
+from homelab_llm.gateway.ports import AGAIN_S, Ports, wanted_addresses
 from homelab_llm.gateway.protocol import Bounds, DoorProtocol
 from homelab_llm.gateway.seams import Keys
 
@@ -42,15 +44,30 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:  # noqa: ARG002
         await self.lifespan.startup()
-        loop = asyncio.get_running_loop()
         self.servers = []
-        for entry in self._bound:
-            make = self._maker(entry.listener)
-            if entry.socket.family == AF_UNIX:
-                self.servers.append(await loop.create_unix_server(make, sock=entry.socket, backlog=BACKLOG))
-            else:
-                self.servers.append(await loop.create_server(make, sock=entry.socket, backlog=BACKLOG))
+        await self.accept()
         self.started = True
+
+    async def accept(self) -> None:
+        """Accept connections on every socket."""
+        for entry in self._bound:
+            await self.add(entry)
+
+    async def add(self, entry: Bound) -> None:
+        """Accept connections on one more socket."""
+        loop = asyncio.get_running_loop()
+        make = self._maker(entry.listener)
+        sock = entry.socket.dup()  # the loop closes its own when accepting ends; ours may be accepted on again
+        if entry.socket.family == AF_UNIX:
+            self.servers.append(await loop.create_unix_server(make, sock=sock, backlog=BACKLOG))
+        else:
+            self.servers.append(await loop.create_server(make, sock=sock, backlog=BACKLOG))
+
+    def pause(self) -> None:
+        """Accept nothing; connections that come wait in the kernel's queue for ``accept``, here or elsewhere."""
+        for server in self.servers:
+            server.close()
+        self.servers = []
 
     def _maker(self, listener: Listener) -> Any:
         state = {"listener": listener}
@@ -78,47 +95,69 @@ class FrontDoor:
     Args:
         daemon_sock: path of the daemon's own socket; its folder is private.
         named: the user chose the addresses, so one that is taken is an error.
+        slots: their ports are listened on too, at ``slot_bind``; one that is held by somebody else is skipped.
+        inherited: sockets of an earlier daemon, used where they are still wanted.
+        news: gets an event whenever an address that was held by somebody else is served.
+        again_s: how often such an address is tried again.
     """
 
     def __init__(
-        self, app: App, settings: ServerSettings, daemon_sock: Path, keys: Keys, *, named: bool = False
+        self,
+        app: App,
+        settings: ServerSettings,
+        daemon_sock: Path,
+        keys: Keys,
+        *,
+        named: bool = False,
+        slots: SlotTable | None = None,
+        slot_bind: str = "127.0.0.1",
+        inherited: Inherited | None = None,
+        news: Callable[[Event], None] | None = None,
+        again_s: float = AGAIN_S,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._daemon_sock = daemon_sock
         self._keys = keys
-        self._named = named
-        self._bound: list[Bound] = []
-        self._skipped: list[HomelabError] = []
+        self._inherited = inherited
+        self._again_s = again_s
+        self._ports = Ports(
+            wanted_addresses(settings.listen, slots or SlotTable(), slot_bind), daemon_sock, named=named, news=news
+        )
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """What is listened on, the daemon's own socket first."""
-        return tuple(entry.listener for entry in self._bound)
+        return tuple(entry.listener for entry in self._ports.bound)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The TCP addresses, with their actual ports."""
-        return tuple(listener.address for listener in self.listeners if not listener.control)
+        """The front addresses, with their actual ports; those of slots are not among them."""
+        return tuple(listener.address for listener in self.listeners if not listener.control and not listener.slot)
 
     @property
     def warnings(self) -> list[dict[str, str]]:
-        """What did not go as the settings say: ``{text, hint}``."""
-        return [{"text": error.message, "hint": error.hint} for error in self._skipped]
+        """What does not go as the settings say right now: ``{text, hint}``."""
+        return self._ports.warnings
 
-    async def start(self) -> None:
-        """Bind and serve; returns when requests are answered.
+    def slot_problems(self) -> dict[int, dict[str, Any]]:
+        """Slot ports that somebody else holds: ``{port: {pid, name, text}}``."""
+        return self._ports.slot_problems()
+
+    def bind(self) -> None:
+        """Take the addresses and accept nothing yet; ``start`` does it otherwise.
 
         Raises:
-            InvalidInput, ListenRefused, PortTaken, DaemonRunning: see ``listeners.bind_all``.
+            ListenRefused, PortTaken, DaemonRunning, InvalidInput: see ``listeners.bind_all``.
         """
-        self._bound, skipped = bind_all(
-            self._settings.listen, self._daemon_sock, named=self._named, have_key=self._keys.any()
-        )
-        self._skipped.extend(skipped)
+        self._ports.bind(have_key=self._keys.any(), inherited=self._inherited)
+
+    async def start(self) -> None:
+        """Bind and serve; returns when requests are answered. Raises as ``bind``."""
+        if not self._ports.bound:
+            self.bind()
         config = Config(
             self._app,
             interface="asgi3",
@@ -133,15 +172,29 @@ class FrontDoor:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         bounds = Bounds(self._settings.receive_deadline_s, self._settings.max_connections)
-        self._server = _Server(config, self._bound, bounds)
+        self._server = _Server(config, self._ports.bound, bounds)
         self._app.open()
         self._serving = asyncio.get_running_loop().create_task(self._server.serve())
         while not self._server.started:
             if self._serving.done():
                 await self._serving
             await asyncio.sleep(0)
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(self._server))
+        loop = asyncio.get_running_loop()
+        self._chores = [
+            loop.create_task(self._sweep(self._server)),
+            loop.create_task(self._ports.watch(self._server.add, again_s=self._again_s)),
+        ]
         _calm_collector()
+
+    def pause(self) -> None:
+        """Accept nothing for now; what comes waits in the kernel's queue."""
+        if self._server is not None:
+            self._server.pause()
+
+    async def resume(self) -> None:
+        """Accept again, after ``pause``."""
+        if self._server is not None:
+            await self._server.accept()
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Accept nothing more, let running requests end for up to ``drain_s``, then end them with an error."""
@@ -157,11 +210,11 @@ class FrontDoor:
             await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
         server.cut()
         await serving
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self._app.close()
-        close_all(self._bound)
+        self._ports.close(remove=True)
         self._server = self._serving = None
 
     async def _sweep(self, server: _Server) -> None:

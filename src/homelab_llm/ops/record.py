@@ -6,7 +6,8 @@ The file may outlive a killed daemon; whether one runs is told by its socket, ne
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from homelab_llm.core.atomic import write_atomic
@@ -37,6 +38,13 @@ class DaemonRecord:
 def write_record(home: Home, record: DaemonRecord) -> None:
     """Publish the record in one step."""
     write_atomic(home.daemon_json, json.dumps(asdict(record), indent=2).encode() + b"\n", mode=0o600)
+
+
+def update_record(home: Home, listeners: list[str], warnings: list[dict[str, str]]) -> None:
+    """Tell of this process's changed addresses and warnings; nothing when the record is not ours."""
+    record = read_record(home)
+    if record is not None and record.pid == os.getpid():
+        write_record(home, replace(record, listeners=listeners, warnings=warnings))
 
 
 def read_record(home: Home) -> DaemonRecord | None:
