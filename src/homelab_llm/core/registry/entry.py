@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from homelab_llm.core.errors import InvalidName
+
+FORMATS = ("gguf", "safetensors", "mlx", "ov-ir")
+MAX_SLUG_CHARACTERS = 128
+_SLUG = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +49,17 @@ class Entry:
     def is_intent(self) -> bool:
         """Whether it is wanted, but not in the store yet."""
         return not self.cache_path
+
+
+def parse_entry_slug(text: str) -> str:
+    """A key of the registry: lower-case letters and digits with ``.``, ``_`` and ``-`` between, at most 128.
+
+    Wider than the slugs of ``core.names``, because registries of other origins keep the dots of a repository.
+
+    Raises:
+        InvalidName: anything else.
+    """
+    if len(text) > MAX_SLUG_CHARACTERS or not _SLUG.fullmatch(text):
+        shown = text[:60].encode("unicode_escape").decode("ascii")
+        raise InvalidName(f"not a name of an entry: {shown!r}", hint="use lower-case letters and digits, like qwen3-8b")
+    return text

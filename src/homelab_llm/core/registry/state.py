@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from homelab_llm.core.errors import ModelNotRegistered, SlotInUse
-from homelab_llm.core.registry.entry import Entry
+from homelab_llm.core.errors import AlreadyExists, ModelNotRegistered, SlotInUse
+from homelab_llm.core.registry.entry import MAX_SLUG_CHARACTERS, Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class RegistryState:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     assignments: Mapping[int, Assignment] = field(default_factory=dict)
     revision: int = 0
+    _by_model: Mapping[str, Entry] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_model", {entry.model_id: entry for entry in self.entries.values()})
 
     def entry(self, slug: str) -> Entry:
         """The entry of that slug.
@@ -53,7 +57,7 @@ class RegistryState:
 
     def by_model(self, model_id: str) -> Entry | None:
         """The entry of a name in the store."""
-        return next((entry for entry in self.entries.values() if entry.model_id == model_id), None)
+        return self._by_model.get(model_id)
 
     def port_of(self, slug: str) -> int | None:
         """The port that shall serve the model; None when none does."""
@@ -65,8 +69,29 @@ class RegistryState:
 
 
 def register(state: RegistryState, entry: Entry) -> RegistryState:
-    """Add an entry, or replace the one of the same slug."""
+    """Add an entry, or replace the one of the same slug.
+
+    Raises:
+        AlreadyExists: the model has an entry of another slug.
+    """
+    other = state.by_model(entry.model_id)
+    if other is not None and other.slug != entry.slug:
+        raise AlreadyExists(f"{entry.model_id} is registered as {other.slug}", model=other.slug)
+    if state.entries.get(entry.slug) == entry:
+        return state
     return replace(state, entries={**state.entries, entry.slug: entry})
+
+
+def free_slug(state: RegistryState, wanted: str, model_id: str) -> str:
+    """The slug of the model's entry; when it has none, ``wanted`` or the first of ``wanted-2``… that is not taken."""
+    known = state.by_model(model_id)
+    if known is not None:
+        return known.slug
+    number, slug = 1, wanted
+    while slug in state.entries:
+        number += 1
+        slug = f"{wanted[: MAX_SLUG_CHARACTERS - 6].rstrip('._-')}-{number}"
+    return slug
 
 
 def forget(state: RegistryState, slug: str) -> RegistryState:
@@ -74,12 +99,20 @@ def forget(state: RegistryState, slug: str) -> RegistryState:
 
     Raises:
         ModelNotRegistered: there is none.
-        SlotInUse: a port shall serve it.
+        SlotInUse: a port shall serve it, or serves it.
     """
     state.entry(slug)
-    if (port := state.port_of(slug)) is not None:
-        raise SlotInUse(f"{slug} is assigned to port {port}", hint=f"mlxctl unload {port}", port=port)
-    return replace(state, entries={key: entry for key, entry in state.entries.items() if key != slug})
+    for port, held in state.assignments.items():
+        if slug in (held.desired, held.actual):
+            raise SlotInUse(f"{slug} is on port {port}", hint=f"mlxctl unload {port}", port=port, model=slug)
+    return replace(
+        state,
+        entries={key: entry for key, entry in state.entries.items() if key != slug},
+        assignments={
+            port: replace(held, last_good="") if held.last_good == slug else held
+            for port, held in state.assignments.items()
+        },
+    )
 
 
 def assign(state: RegistryState, port: int, slug: str, now_s: float, *, force: bool = False) -> RegistryState:
@@ -106,23 +139,32 @@ def assign(state: RegistryState, port: int, slug: str, now_s: float, *, force: b
         if not force:
             raise SlotInUse(f"{slug} is on port {other}", hint=f"mlxctl unload {other}", port=other, model=slug)
         state = clear(state, other, now_s)
-    return _put(state, replace(before, desired=slug, foreign="", changed_unix_s=now_s))
+    failure = before.last_failure if before.desired == slug else ""
+    return _put(state, replace(before, desired=slug, foreign="", last_failure=failure), now_s)
 
 
 def serve(state: RegistryState, port: int, slug: str, now_s: float) -> RegistryState:
-    """The model was proven to answer on the port; it becomes desired, actual and last good in one move."""
-    assigned = assign(state, port, slug, now_s, force=True)
-    return _put(assigned, replace(assigned.assignment(port), actual=slug, last_good=slug, last_failure=""))
+    """The model was proven to answer on the port; it becomes desired, actual and last good in one move.
+
+    Raises:
+        ModelNotRegistered: no such entry.
+    """
+    state = assign(state, port, slug, now_s, force=True)
+    for held in state.assignments.values():
+        if held.actual == slug and held.port != port:  # an import moved it: one model is on one port
+            state = _put(state, replace(held, actual=""), now_s)
+    return _put(state, replace(state.assignment(port), actual=slug, last_good=slug, last_failure=""), now_s)
 
 
 def fail(state: RegistryState, port: int, reason: str, now_s: float) -> RegistryState:
     """What was tried on the port failed; what it shall serve and serves stays."""
-    return _put(state, replace(state.assignment(port), last_failure=reason[:2000], failed_unix_s=now_s))
+    failed = replace(state.assignment(port), last_failure=_storable(reason, 2000), failed_unix_s=now_s)
+    return replace(state, assignments={**state.assignments, port: failed})
 
 
 def clear(state: RegistryState, port: int, now_s: float) -> RegistryState:
-    """The port shall serve nothing; its last good model stays known."""
-    return _put(state, replace(state.assignment(port), desired="", actual="", foreign="", changed_unix_s=now_s))
+    """The port shall serve nothing and serves nothing; its last good model stays known."""
+    return _put(state, replace(state.assignment(port), desired="", actual="", foreign="", last_failure=""), now_s)
 
 
 def adopt_foreign(state: RegistryState, port: int, model_id: str, now_s: float) -> RegistryState:
@@ -134,7 +176,8 @@ def adopt_foreign(state: RegistryState, port: int, model_id: str, now_s: float) 
     before = state.assignment(port)
     if before.desired:
         raise SlotInUse(f"port {port} is assigned to {before.desired}", hint=f"mlxctl unload {port}", port=port)
-    return _put(state, replace(before, foreign=model_id, actual="", changed_unix_s=now_s))
+    adopted = replace(before, foreign=_storable(model_id, 512), actual="", last_failure="")
+    return _put(state, adopted, now_s)
 
 
 def duplicates(assignments: Iterable[Assignment]) -> list[str]:
@@ -148,5 +191,14 @@ def duplicates(assignments: Iterable[Assignment]) -> list[str]:
     return twice
 
 
-def _put(state: RegistryState, assignment: Assignment) -> RegistryState:
-    return replace(state, assignments={**state.assignments, assignment.port: assignment})
+def _put(state: RegistryState, assignment: Assignment, now_s: float) -> RegistryState:
+    """With the assignment; what stays as it was keeps its time, so that repeating a move changes nothing."""
+    if assignment == state.assignment(assignment.port):
+        return state
+    changed = replace(assignment, changed_unix_s=now_s)
+    return replace(state, assignments={**state.assignments, assignment.port: changed})
+
+
+def _storable(text: str, limit: int) -> str:
+    """Text of another program, cut, without what a database or UTF-8 cannot hold."""
+    return text[:limit].encode("utf-8", "replace").decode("utf-8").replace("\0", "")
