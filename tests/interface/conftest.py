@@ -59,6 +59,7 @@ class ScriptedDaemon:
     replies: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
+    waiting: threading.Event = field(default_factory=threading.Event)
 
     def says(self, path: str, status: int, body: Any) -> None:
         """Answer ``path`` with JSON."""
@@ -98,9 +99,11 @@ class ScriptedDaemon:
         self.asked.append((path, json.loads(body) if body else None))
         reply = self.replies.get(path)
         if reply is None:
-            reply = b"HTTP/1.1 404 X\r\nContent-Length: 2\r\n\r\n{}"
+            body_404 = b'{"error": {"code": "endpoint_not_found", "message": "no such endpoint"}}'
+            reply = b"HTTP/1.1 404 X\r\nContent-Length: %d\r\n\r\n%s" % (len(body_404), body_404)
         link.sendall(reply)
         if reply.endswith(b"..."):  # a reply that never ends: wait until the client goes away
+            self.waiting.set()
             while link.recv(65536):
                 pass
             self.hung_up.set()

@@ -1,6 +1,6 @@
-"""A tiny client for the daemon's Unix socket: HTTP/1.1, one connection per call, standard library only.
+"""A tiny client for the daemon: HTTP/1.1, one connection per call, standard library only.
 
-Not a general HTTP client: no TLS, no redirects, no pooling. ``mlxctl ps`` must start at click speed, so the HTTP
+Not a general HTTP client: no redirects, no pooling. ``mlxctl ps`` must start at click speed, so the HTTP
 libraries stay unimported. Everything read is bounded. Closing a stream closes the connection, which aborts the
 work at the daemon.
 """
@@ -16,26 +16,25 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from homelab_llm.core import errors
+from homelab_llm.interface.doors import Door, SocketDoor
 
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_BODY_BYTES = 64 << 20
 _MAX_LINE_BYTES = 8 << 20
-_MAX_PATH_BYTES = 104
-CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 60.0
 STREAM_SILENCE_S = 3700.0  # longer than server.request_deadline_s: the daemon decides, we only never wait for ever
 
 
 class DaemonClient:
-    """Speaks to the daemon of one home. Opens nothing until asked; every call is one connection.
+    """Speaks to one daemon: that of a home, by its socket, or one behind a door. Opens nothing until asked.
 
     Raises (all calls):
         DaemonUnavailable: nothing listens, it did not answer in time, or it went away.
         HomelabError: the class whose ``code`` the daemon's error body names.
     """
 
-    def __init__(self, daemon_sock: Path, *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
-        self._path = daemon_sock
+    def __init__(self, door: Path | Door, *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._door = SocketDoor(door) if isinstance(door, Path) else door
         self._call_timeout_s = call_timeout_s
 
     def get(self, path: str, *, timeout_s: float | None = None) -> Any:
@@ -52,6 +51,10 @@ class DaemonClient:
         """POST and read the reply line by line while it arrives; use it in a ``with``."""
         return self._send("POST", path, body, STREAM_SILENCE_S)
 
+    def watch(self, path: str, *, silence_s: float = STREAM_SILENCE_S) -> Reply:
+        """GET and read the reply line by line; one that is silent for ``silence_s`` is a daemon that went away."""
+        return self._send("GET", path, None, silence_s)
+
     def answers(self, *, timeout_s: float = 1.0) -> bool:
         """Whether a daemon is up on this socket right now."""
         try:
@@ -62,17 +65,18 @@ class DaemonClient:
 
     def _send(self, method: str, path: str, body: Any, timeout_s: float) -> Reply:
         content = b"" if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        head = [f"{method} {quote(path, safe='/?=&')} HTTP/1.1", "Host: localhost", "Connection: close"]
+        head = [f"{method} {quote(path, safe='/?=&')} HTTP/1.1", f"Host: {self._door.host}", "Connection: close"]
+        head += [f"{name}: {value}" for name, value in self._door.headers.items()]
         if body is not None:
             head += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-        link = self._connect()
+        link = self._door.connect()
         try:
             link.settimeout(timeout_s)
             link.sendall("\r\n".join([*head, "", ""]).encode("ascii") + content)
-            reply = Reply(link)
+            reply = Reply(link, timeout_s, self._door.silent_hint)
         except TimeoutError as error:
             link.close()
-            raise _silent(timeout_s) from error
+            raise _silent(timeout_s, self._door.silent_hint) from error
         except OSError as error:
             link.close()
             raise _gone() from error
@@ -84,26 +88,12 @@ class DaemonClient:
                 raise error_from(reply.status, reply.body())
         return reply
 
-    def _connect(self) -> socket.socket:
-        if len(bytes(self._path)) >= _MAX_PATH_BYTES:
-            raise errors.DaemonUnavailable(f"the socket path is too long for this system: {self._path}")
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link.settimeout(CONNECT_TIMEOUT_S)
-        try:
-            link.connect(str(self._path))
-        except OSError as error:
-            link.close()
-            raise errors.DaemonUnavailable(
-                "no daemon answers on the socket of this home", hint="mlxctl daemon start", socket=str(self._path)
-            ) from error
-        return link
-
 
 class Reply:
     """One response while it arrives: ``status``, then either ``body()`` or ``lines()``."""
 
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
+    def __init__(self, link: socket.socket, silence_s: float, hint: str) -> None:
+        self._link, self._silence_s, self._hint = link, silence_s, hint
         self._stream: BinaryIO = link.makefile("rb")
         self.status, self.headers = read_head(self._stream)
 
@@ -155,7 +145,7 @@ class Reply:
         try:
             yield from read_body(self._stream, self.headers)
         except TimeoutError as error:
-            raise _silent(STREAM_SILENCE_S) from error
+            raise _silent(self._silence_s, self._hint) from error
         except OSError as error:
             raise _gone() from error
 
@@ -259,7 +249,5 @@ def _gone() -> errors.DaemonUnavailable:
     return errors.DaemonUnavailable("the daemon went away before its answer was complete", hint="mlxctl logs daemon")
 
 
-def _silent(limit_s: float) -> errors.DaemonUnavailable:
-    return errors.DaemonUnavailable(
-        f"the daemon did not answer within {limit_s:.0f} s", hint="mlxctl logs daemon", limit_s=limit_s
-    )
+def _silent(limit_s: float, hint: str) -> errors.DaemonUnavailable:
+    return errors.DaemonUnavailable(f"the daemon did not answer within {limit_s:.0f} s", hint=hint, limit_s=limit_s)

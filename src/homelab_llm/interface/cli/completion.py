@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
@@ -13,6 +15,7 @@ _HINTS = {
     "zsh": 'eval "$(mlxctl completion zsh)"   # in ~/.zshrc',
     "fish": "mlxctl completion fish | source   # in ~/.config/fish/config.fish",
 }
+_PATIENCE_S = 1.0  # a shell waits
 
 
 @verb("completion")
@@ -30,11 +33,38 @@ def completion(invocation: Invocation, shell: str) -> None:
 
 def model_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The stored models that begin as typed; nothing on any trouble, for a shell waits for this."""
-    from homelab_llm.core.paths import Home
-    from homelab_llm.store.model_store import ModelStore
-
     try:
-        models = ModelStore(Home.at(context.find_root().params.get("root")).store).models()
+        models = _invocation(context).store.models()
     except (HomelabError, OSError):
         return []
     return [CompletionItem(model.name) for model in models if model.name.startswith(incomplete)]
+
+
+def slot_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ports and aliases of the slots that begin as typed; with what they serve as help."""
+    named = [("auto", "the first free slot")] if parameter.default == "auto" else []
+    for slot in _slots(_invocation(context)):
+        named += [(str(slot["port"]), slot["alias"]), (slot["alias"], slot.get("desired") or f"port {slot['port']}")]
+    return [CompletionItem(name, help=text) for name, text in named if name.startswith(incomplete)]
+
+
+def slots_and_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What ``unload`` takes: slots, and models."""
+    return [*slot_names(context, parameter, incomplete), *model_names(context, parameter, incomplete)]
+
+
+def _slots(invocation: Invocation) -> list[dict[str, Any]]:
+    """The daemon's slots, else those the settings describe; none on any trouble."""
+    try:
+        if client := invocation.daemon_if_running():
+            return list(client.get("/admin/slots", timeout_s=_PATIENCE_S).get("slots") or ())
+        return [{"port": slot.port, "alias": slot.alias} for slot in invocation.settings.slots.table().slots]
+    except (HomelabError, OSError):
+        return []
+
+
+def _invocation(context: click.Context) -> Invocation:
+    """The call being completed: the options before the verb are known, but nothing has run yet."""
+    invocation = context.find_root().ensure_object(Invocation)
+    invocation.home_root = context.find_root().params.get("root")
+    return invocation

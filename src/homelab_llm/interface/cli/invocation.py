@@ -29,6 +29,8 @@ class Invocation:
         self.environ = environ
         self.home_root: Path | None = None
         self.verbosity = 0
+        self.elsewhere: DaemonClient | None = None
+        """The daemon of another machine, which ``--url`` named; every verb then speaks to that one."""
 
     @cached_property
     def home(self) -> Home:
@@ -51,6 +53,8 @@ class Invocation:
 
     def daemon_if_running(self) -> DaemonClient | None:
         """A client for the daemon of this home, or None when none answers; starts nothing."""
+        if self.elsewhere is not None:
+            return self.elsewhere
         from homelab_llm.interface.daemon_client import DaemonClient
         from homelab_llm.ops.record import read_record
 
@@ -62,12 +66,26 @@ class Invocation:
                 return client
         return None
 
+    def running_daemon(self) -> DaemonClient:
+        """As ``daemon_if_running``.
+
+        Raises:
+            DaemonUnavailable: none answers.
+        """
+        if client := self.daemon_if_running():
+            return client
+        from homelab_llm.core.errors import DaemonUnavailable
+
+        raise DaemonUnavailable("the daemon is not running", hint="mlxctl daemon start")
+
     def daemon(self, *, engine: str = "auto") -> DaemonClient:
         """A client for the daemon of this home; starts it when none answers, with ``engine`` preferred.
 
         Raises:
             DaemonUnavailable: it did not come up; the message has the last lines of its log.
         """
+        if self.elsewhere is not None:
+            return self.elsewhere
         if running := self.daemon_if_running():
             self._compare_versions()
             return running

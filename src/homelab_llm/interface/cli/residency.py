@@ -1,14 +1,11 @@
-"""Verbs about loaded models and the daemon as a whole: ``ps``, ``stop``, ``status``. None of them starts a daemon."""
+"""Verbs about loaded models: ``ps`` and ``stop``. Neither starts a daemon."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
-import homelab_llm
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
@@ -69,7 +66,10 @@ def ps(invocation: Invocation) -> None:
 @click.option("--all", "everything", is_flag=True, help="Unload every model.")
 @click.option("--force", is_flag=True, help="Break off running requests too.")
 def stop(invocation: Invocation, models: tuple[str, ...], everything: bool, force: bool) -> None:
-    """Unload models and wait until their processes are gone. Running requests end first."""
+    """Unload models from memory and wait until their processes are gone. Running requests end first.
+
+    A slot keeps its model: it rests, and is loaded again by the next request. `unload` empties a slot.
+    """
     if bool(models) == everything:
         raise click.UsageError("name the models to stop, or --all")
     client = invocation.daemon_if_running()
@@ -84,32 +84,3 @@ def stop(invocation: Invocation, models: tuple[str, ...], everything: bool, forc
     ]
     lines = [f"stopped {name}" if name in unloaded else f"{name} was not loaded" for name in names]
     invocation.output.result({"running": True, "unloaded": unloaded}, lambda: lines or ["nothing is loaded"])
-
-
-@verb("status")
-def status(invocation: Invocation) -> None:
-    """Say how the daemon, its models and its memory are."""
-    client = invocation.daemon_if_running()
-    if client is None:
-        data = {"running": False, "home": str(invocation.home.root), "version": homelab_llm.__version__}
-        invocation.output.result(
-            data, lambda: ["the daemon is not running; it starts when a verb needs it", f"home  {data['home']}"]
-        )
-        return
-    found: dict[str, Any] = client.get("/admin/status")
-    invocation.output.result({"running": True, **found}, lambda: _status_lines(found))
-    for warning in found.get("warnings") or ():
-        invocation.output.warning(warning["text"], warning.get("hint") or "")
-
-
-def _status_lines(found: dict[str, Any]) -> Iterator[str]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - float(found["uptime_s"])))
-    yield f"daemon   {found['version']} (pid {found['pid']}), up {format_duration(found['uptime_s'])} since {started}"
-    yield f"home     {found['home']}"
-    for address in found.get("listeners") or ():
-        yield f"serves   http://{address}"
-    yield f"memory   {format_bytes(found['used_bytes'])} of {format_bytes(found['budget_bytes'])} for models"
-    yield f"waiting  {found.get('waiting', 0)} requests"
-    for worker in found.get("workers") or ():
-        memory = format_bytes(int(worker.get("memory_bytes") or worker.get("footprint_bytes") or 0))
-        yield f"model    {worker['model']} on {worker.get('engine', '?')}, {worker['state']}, {memory}"
