@@ -12,6 +12,7 @@ import pytest
 
 from homelab_llm.core.errors import InsufficientMemory, LoadFailed, QueueFull
 from homelab_llm.core.traits import WorkerTraits
+from homelab_llm.core.waits import Wait
 from homelab_llm.testing.events import eventually
 
 if TYPE_CHECKING:
@@ -158,9 +159,9 @@ async def test_a_waiting_stream_is_told_what_it_waits_for_in_comments(
 ) -> None:
     monkeypatch.setattr("homelab_llm.gateway.exchange.COMMENT_AFTER_S", 0.05)
     async with open_door(workers["own"], stall_timeout_s=0.4) as door:
-        door.fleet.hold = asyncio.Event()
+        door.fleet.hold, door.fleet.stands = asyncio.Event(), Wait("load", 0.4, 3)
         events, content = await stream_after_a_comment(door, "fake: tokens=2", door.fleet.hold.set)
-        assert content.startswith(b": loading fake:latest: load 40%\n\n")
+        assert content.startswith(b": loading fake:latest: load 40%, place 3 in the queue\n\n")
         assert [event["choices"][0]["delta"].get("content") for event in events[1:3]] == ["tok0", " tok1"]
         assert content.endswith(b"data: [DONE]\n\n")
 

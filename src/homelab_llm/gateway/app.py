@@ -20,7 +20,7 @@ from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, Homelab
 from homelab_llm.core.events import EventBus
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.gateway.admin import Admin
-from homelab_llm.gateway.auth import Gate, Presented, cors_headers, preflight_headers
+from homelab_llm.gateway.auth import Gate, Presented, cors_headers, is_batch, preflight_headers
 from homelab_llm.gateway.control import Control
 from homelab_llm.gateway.dialects.openai import parse_chat, parse_completion, parse_embedding
 from homelab_llm.gateway.event_stream import EventStream
@@ -28,7 +28,7 @@ from homelab_llm.gateway.exchange import Exchange, Scope, Send
 from homelab_llm.gateway.fields import shown
 from homelab_llm.gateway.limits import Receive, check_encoding, parse_json, read_body
 from homelab_llm.gateway.listeners import Listener
-from homelab_llm.gateway.models import ModelList, described
+from homelab_llm.gateway.models import ModelList
 from homelab_llm.gateway.openapi import document
 from homelab_llm.gateway.proxy import CHAT_PATH, COMPLETION_PATH, Proxy
 from homelab_llm.gateway.routes import LOAD, ROUTES, UNLOAD, Route
@@ -78,7 +78,7 @@ class App:
         self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown, parts.restart)
         self._control = Control(parts.controller)
         self._events = EventStream(parts.events)
-        self._list = ModelList(parts.catalogue)
+        self._list = ModelList(parts.catalogue, self._router)
         self._openapi = b""
         self._exchanges: set[Exchange] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -181,8 +181,14 @@ class App:
             if scope["method"] == "OPTIONS" and told.fetch_method:
                 await exchange.whole(204, b"", preflight_headers(told))
                 return
+        exchange.slot = listener.slot
         route, handler = self._find(exchange.path, scope["method"])
+        if exchange.slot and not route.on_slots:
+            raise EndpointNotFound(
+                f"slot ports do not have {shown(exchange.path)}", hint="the front address has every endpoint"
+            )
         grant = self._gate.admit(told, listener, route.access)
+        exchange.batch = is_batch(told, grant)
         exchange.recorded = route.recorded
         exchange.row.key = grant.name
         if client := scope.get("client"):
@@ -213,6 +219,13 @@ class App:
         exchange.watch()
         return parse_json(content, self._settings.max_depth)
 
+    async def _request(self, exchange: Exchange) -> dict[str, Any]:
+        """An inference request; on a slot port what it says of the model does not count."""
+        body = await self._body(exchange)
+        if exchange.slot:
+            body["model"] = "-"
+        return body
+
     # --- endpoints ---
 
     async def _root(self, exchange: Exchange) -> None:
@@ -224,6 +237,8 @@ class App:
     async def _readyz(self, exchange: Exchange) -> None:
         if self.stopping:
             raise DaemonUnavailable("the server is stopping", hint="send the request again")
+        if exchange.slot:
+            self._router.route("", exchange.slot)
         await exchange.json({"status": "ready"})
 
     async def _openapi_json(self, exchange: Exchange) -> None:
@@ -232,20 +247,20 @@ class App:
         await exchange.whole(200, self._openapi)
 
     async def _models(self, exchange: Exchange) -> None:
-        await exchange.whole(200, self._list.encoded())
+        await exchange.whole(200, self._list.encoded(exchange.slot))
 
     async def _model(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix("/v1/models/")
-        await exchange.json(described(self._parts.catalogue.resolve(name)))
+        await exchange.json(self._list.one(name, exchange.slot))
 
     async def _chat(self, exchange: Exchange) -> None:
-        await self._proxy.generate(exchange, parse_chat(await self._body(exchange)), CHAT_PATH)
+        await self._proxy.generate(exchange, parse_chat(await self._request(exchange)), CHAT_PATH)
 
     async def _completion(self, exchange: Exchange) -> None:
-        await self._proxy.generate(exchange, parse_completion(await self._body(exchange)), COMPLETION_PATH)
+        await self._proxy.generate(exchange, parse_completion(await self._request(exchange)), COMPLETION_PATH)
 
     async def _embedding(self, exchange: Exchange) -> None:
-        await self._proxy.embed(exchange, parse_embedding(await self._body(exchange)))
+        await self._proxy.embed(exchange, parse_embedding(await self._request(exchange)))
 
     async def _admin_status(self, exchange: Exchange) -> None:
         await self._admin.status(exchange)

@@ -43,6 +43,7 @@ _READ = frozenset(
         b"origin",
         b"access-control-request-method",
         b"access-control-request-headers",
+        b"x-priority",
     }
 )
 
@@ -56,6 +57,7 @@ class Presented:
     tokens: list[bytes]
     fetch_method: bytes = b""
     fetch_headers: bytes = b""
+    priority: bytes = b""
 
     @classmethod
     def of(cls, headers: Headers) -> Presented:
@@ -78,6 +80,8 @@ class Presented:
             self.origins.append(value)
         elif name == b"access-control-request-method":
             self.fetch_method = value
+        elif name == b"x-priority":
+            self.priority = value.strip().lower()
         else:
             self.fetch_headers = value
 
@@ -209,6 +213,17 @@ class Gate:
         if any(not hmac.compare_digest(token, other) for other in told.tokens[1:]) or not token.isascii():
             return None
         return self._keys.check(token.decode("ascii")) if token else None
+
+
+def is_batch(told: Presented, grant: KeyGrant) -> bool:
+    """Whether others go first: the key says so, or the request itself, which can only lower itself.
+
+    Raises:
+        InvalidInput: the header is neither of the two words.
+    """
+    if told.priority not in (b"", b"batch", b"interactive"):
+        raise InvalidInput("the header X-Priority takes batch or interactive", field="X-Priority")
+    return told.priority == b"batch" or grant.priority == "batch"
 
 
 def cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:

@@ -38,6 +38,7 @@ class Exchange:
     """One request and its reply.
 
     ``headers``: extra reply headers, CORS among them. ``slot``: the slot whose port it came in on, 0 = none.
+    ``batch``: others may go first.
     ``waiting_for`` says in words what a streaming client waits for; it becomes a comment in the stream after
     ``COMMENT_AFTER_S``.
     """
@@ -54,6 +55,7 @@ class Exchange:
         "_started_s",
         "_task",
         "_watcher",
+        "batch",
         "comments",
         "headers",
         "heard_s",
@@ -74,6 +76,7 @@ class Exchange:
         self.request_id = f"req-{_run}-{next(_ids):x}"
         self.headers: Headers = [(b"x-request-id", self.request_id.encode())]
         self.row = RequestRow(self.request_id, time.time(), self.path)
+        self.batch = False
         self.comments = False
         self.waiting_for: Callable[[], str] | None = None
         self.recorded = False

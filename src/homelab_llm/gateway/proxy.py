@@ -1,6 +1,6 @@
 """Proxy: from a checked request to a worker's reply at the client. The one place where the two ends meet.
 
-Order: resolve the name → lease (waits, loads) → shape → worker → client → lease ends. Whatever happens, the lease
+Order: route the name → lease (waits, loads) → shape → worker → client → lease ends. Whatever happens, the lease
 ends exactly once and the worker's connection is closed or pooled.
 """
 
@@ -17,13 +17,23 @@ from typing import Any, Protocol
 
 import orjson
 
-from homelab_llm.core.errors import EngineReplyInvalid, HomelabError, UnsupportedRequest
+from homelab_llm.core.errors import (
+    Cancelled,
+    EngineError,
+    EngineReplyInvalid,
+    HomelabError,
+    InsufficientMemory,
+    InvalidInput,
+    RegistryInvalid,
+    UnsupportedRequest,
+)
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.shaping import ReplyShape
-from homelab_llm.gateway.dialects.openai import Ask
+from homelab_llm.gateway.dialects.openai import Ask, preset
 from homelab_llm.gateway.engine_errors import error_from, error_of
 from homelab_llm.gateway.exchange import Exchange
-from homelab_llm.gateway.seams import Fleet, Lease, Router, Shaper
+from homelab_llm.gateway.foreign import ForeignLease
+from homelab_llm.gateway.seams import Fleet, Lease, Router, Shaper, Target
 from homelab_llm.gateway.sse import Passage
 from homelab_llm.gateway.upstream import Connection, Upstream, UpstreamGarbled, UpstreamLost
 from homelab_llm.gateway.weave import Weave
@@ -33,6 +43,9 @@ log = logging.getLogger(__name__)
 CHAT_PATH = b"/v1/chat/completions"
 COMPLETION_PATH = b"/v1/completions"
 EMBEDDING_PATH = b"/v1/embeddings"
+INTERACTIVE, BATCH = 0, 10
+_MOVES = 4  # a request follows an alias at most this often
+_UNLOADED = (EngineError, InsufficientMemory, Cancelled)  # what a model that is being swapped away or in can end with
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 
 
@@ -108,17 +121,16 @@ class Proxy:
         Raises:
             HomelabError: for the client, before or after its stream began.
         """
-        model = self._resolve(exchange, ask, embedding=False)
         if ask.stream:
             exchange.comments = True
-            exchange.waiting_for = partial(self._standing, model.name)
-        with _Use(await self._lease(exchange, ask, model), exchange) as lease:
+        lease, target = await self._lease(exchange, ask)
+        with _Use(lease, exchange):
             shape = None
-            body = ask.body
-            if ask.shaped:
-                shaped = self._shaper.shape(body, model.facts, lease.traits)
+            body = self._body(ask, target, chat=path == CHAT_PATH)
+            if ask.shaped and target.foreign is None:
+                shaped = self._shaper.shape(body, target.model.facts, lease.traits)
                 body, shape = shaped.body, shaped.reply
-            body["model"] = model.name
+            body["model"] = target.model.name
             if ask.stream or shape or ask.parts > 1 or not lease.traits.notices_abort:
                 await self._stream(exchange, ask, path, lease, body, shape=shape)
             else:
@@ -126,45 +138,74 @@ class Proxy:
 
     async def embed(self, exchange: Exchange, ask: Ask) -> None:
         """Embeddings; never streamed, so a stall is bounded by the request's deadline."""
-        model = self._resolve(exchange, ask, embedding=True)
-        width = model.facts.embedding_width
         dimensions = ask.body.pop("dimensions", None)
-        if dimensions is not None and dimensions != width:
-            raise UnsupportedRequest(
-                f"this model's embeddings have {width or 'a fixed number of'} dimensions",
-                hint="leave 'dimensions' out",
-                field="dimensions",
-                width=width,
-            )
-        with _Use(await self._lease(exchange, ask, model), exchange) as lease:
-            await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": model.name})
+        lease, target = await self._lease(exchange, ask, dimensions)
+        with _Use(lease, exchange):
+            await self._whole(exchange, EMBEDDING_PATH, lease, {**ask.body, "model": target.model.name})
 
     # --- before the worker ---
 
-    def _resolve(self, exchange: Exchange, ask: Ask, *, embedding: bool) -> StoredModel:
-        model = self._router.route(ask.model, exchange.slot).model
-        exchange.row.model = model.name
-        exchange.row.streamed = ask.stream
-        able = model.facts.capabilities
-        if able and embedding and "embedding" not in able:
-            raise UnsupportedRequest(
-                f"{model.name} makes no embeddings", hint="mlxctl pull all-minilm:l6-v2", field="model"
-            )
-        if able and not embedding and "chat" not in able and "completion" not in able:
-            raise UnsupportedRequest(f"{model.name} makes embeddings, not answers", hint="mlxctl list", field="model")
-        return model
+    def _route(self, exchange: Exchange, ask: Ask, dimensions: int | None) -> Target:
+        """Where the request goes, by what is true now."""
+        target = self._router.route(ask.model, exchange.slot)
+        _check_able(target.model, ask, dimensions)
+        row = exchange.row
+        row.model = target.model.name
+        row.alias = target.alias
+        row.port = exchange.slot
+        row.streamed = ask.stream
+        if ask.stream:
+            exchange.waiting_for = partial(self._standing, exchange.request_id, target.model.name)
+        return target
 
-    async def _lease(self, exchange: Exchange, ask: Ask, model: StoredModel) -> Lease:
-        lease = await self._fleet.acquire(model, exchange.request_id, keep_alive_s=ask.keep_alive_s)
+    async def _lease(self, exchange: Exchange, ask: Ask, dimensions: int | None = None) -> tuple[Lease, Target]:
+        """Wait for a worker. When an alias moves to another model meanwhile, the request follows it."""
+        target = self._route(exchange, ask, dimensions)
+        for _ in range(_MOVES):
+            try:
+                return await self._acquire(exchange, ask, target), target
+            except _UNLOADED:
+                if not target.alias or not await self._router.settled(target):
+                    raise
+            target = self._route(exchange, ask, dimensions)
+        return await self._acquire(exchange, ask, target), target
+
+    async def _acquire(self, exchange: Exchange, ask: Ask, target: Target) -> Lease:
+        if target.foreign is not None:
+            return ForeignLease(target.foreign)
+        priority = INTERACTIVE
+        if ask.batch or exchange.batch:
+            exchange.row.priority, priority = "batch", BATCH
+        keep_alive_s = target.keep_alive_s if ask.keep_alive_s is None else ask.keep_alive_s
+        lease = await self._fleet.acquire(
+            target.model, exchange.request_id, keep_alive_s=keep_alive_s, priority=priority
+        )
         exchange.row.wait_ms = exchange.elapsed_ms
         return lease
 
-    def _standing(self, name: str) -> str:
-        for worker in self._fleet.status().get("workers") or ():
-            if worker.get("model") == name and worker.get("state") == "loading":
-                progress = worker.get("progress") or {}
-                return f"loading {name}: {progress.get('stage', '')} {progress.get('done', 0):.0%}"
-        return f"waiting for {name}"
+    @staticmethod
+    def _body(ask: Ask, target: Target, *, chat: bool) -> dict[str, Any]:
+        """The request's fields, with what the registry says where it says nothing."""
+        body = ask.body
+        if target.params or target.max_output_tokens:
+            try:
+                preset(body, target.params, target.max_output_tokens, chat=chat)
+            except InvalidInput as error:
+                raise RegistryInvalid(
+                    f"the registry's parameters of {target.model.name}: {error.message}",
+                    hint="mlxctl registry edit",
+                    model=target.model.name,
+                ) from error
+        return body
+
+    def _standing(self, request_id: str, name: str) -> str:
+        wait = self._fleet.standing(request_id)
+        if wait is None:
+            return f"waiting for {name}"
+        place = f", place {wait.place} in the queue" if wait.place else ""
+        if wait.stage == "queued":
+            return f"waiting for {name}{place}"
+        return f"loading {name}: {wait.stage} {wait.done:.0%}{place}"
 
     # --- whole replies ---
 
@@ -261,6 +302,27 @@ class Proxy:
             exchange.heard_s = exchange.writing_s = 0.0
             if connection is not None:
                 self._upstream.finish(connection)
+
+
+def _check_able(model: StoredModel, ask: Ask, dimensions: int | None) -> None:
+    """Refuse what the model cannot do before it is loaded."""
+    able = model.facts.capabilities
+    if not ask.embedding:
+        if able and "chat" not in able and "completion" not in able:
+            raise UnsupportedRequest(f"{model.name} makes embeddings, not answers", hint="mlxctl list", field="model")
+        return
+    if able and "embedding" not in able:
+        raise UnsupportedRequest(
+            f"{model.name} makes no embeddings", hint="mlxctl pull all-minilm:l6-v2", field="model"
+        )
+    width = model.facts.embedding_width
+    if dimensions is not None and dimensions != width:
+        raise UnsupportedRequest(
+            f"this model's embeddings have {width or 'a fixed number of'} dimensions",
+            hint="leave 'dimensions' out",
+            field="dimensions",
+            width=width,
+        )
 
 
 def _calls(ask: Ask, body: dict[str, Any]) -> list[Call]:

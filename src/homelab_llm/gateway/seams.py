@@ -222,8 +222,8 @@ class Keys(Protocol):
 class RequestRow:
     """One finished request, for the record. Never holds content.
 
-    ``alias`` and ``port``: the slot it came by, empty and 0 when it named a model of the store. ``wait_ms`` is the
-    time from its arrival to its lease.
+    ``alias``: of the slot that served it, empty when it named a model of the store. ``port``: the slot port it came
+    in on, 0 = the front address. ``wait_ms``: from its arrival to its lease.
     """
 
     request_id: str

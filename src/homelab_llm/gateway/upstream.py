@@ -1,16 +1,17 @@
-"""Upstream: HTTP/1.1 to a worker's Unix socket. POST only, one reply at a time, bodies in blocks as they arrive.
+"""Upstream: HTTP/1.1 to a worker's Unix socket, or to the address of an adopted server. POST only.
 
-Not a general HTTP client: workers are ours or under our worker host, so there are no redirects, no compression,
-no TLS. Why not aiohttp: decision 0002. Connections are pooled per socket only where the worker keeps them open;
-closing one is how a request is cancelled.
+One reply at a time, bodies in blocks as they arrive. Not a general HTTP client: no redirects, no compression, no TLS.
+Why not aiohttp: decision 0002. Connections are pooled per socket only where the worker keeps them open; closing one
+is how a request is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import httptools
 
@@ -19,6 +20,9 @@ _IDLE_S = 20.0  # a pooled connection is not used again after this; workers keep
 _MAX_IDLE = 64
 _CONNECT_S = 2.0
 _RETRY_S = 0.005
+
+Address = str | tuple[str, int]
+"""The path of a Unix socket, or host and port."""
 
 
 class UpstreamLost(Exception):
@@ -55,7 +59,7 @@ class Connection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: Address) -> None:
         self.key = key
         self.used = False
         self.idle_since_s = 0.0
@@ -207,11 +211,14 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
 
+C = TypeVar("C", bound=Connection)
+
+
 class Upstream:
     """Connections to all workers. ``post`` sends; the caller ends each with ``finish``, whatever happened."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, list[Connection]] = {}
+        self._idle: dict[Address, list[Connection]] = {}
 
     async def post(self, socket: Path | tuple[str, int], path: bytes, body: bytes, *, pooled: bool) -> Connection:
         """Send a request and wait for the reply's status.
@@ -221,19 +228,22 @@ class Upstream:
         Raises:
             UpstreamLost, UpstreamGarbled: no reply came.
         """
-        key = str(socket)
+        key = socket if isinstance(socket, tuple) else str(socket)
+        host = b"worker" if isinstance(key, str) else b"%s:%d" % (key[0].encode("ascii"), key[1])
         closing = b"" if pooled else b"Connection: close\r\n"
         content = b"".join(
             (
                 b"POST ",
                 path,
-                b" HTTP/1.1\r\nHost: worker\r\nContent-Type: application/json\r\n",
+                b" HTTP/1.1\r\nHost: ",
+                host,
+                b"\r\nContent-Type: application/json\r\n",
                 closing,
                 b"Content-Length: %d\r\n\r\n" % len(body),
                 body,
             )
         )
-        connection = (self._take(key) if pooled else None) or await self._connect(key)
+        connection = (self._take(key) if pooled else None) or await connect(key, Connection)
         try:
             try:
                 connection.send(content)
@@ -241,7 +251,7 @@ class Upstream:
             except UpstreamLost as lost:
                 if not (connection.used and lost.untouched):
                     raise
-                connection = await self._connect(key)
+                connection = await connect(key, Connection)
                 connection.send(content)
                 await connection.head()
         except BaseException:
@@ -284,7 +294,7 @@ class Upstream:
                 connection.abort()
         self._idle.clear()
 
-    def _take(self, key: str) -> Connection | None:
+    def _take(self, key: Address) -> Connection | None:
         idle = self._idle.get(key)
         while idle:
             connection = idle.pop()
@@ -292,19 +302,27 @@ class Upstream:
                 return connection
         return None
 
-    async def _connect(self, key: str) -> Connection:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _CONNECT_S
-        while True:
-            try:
-                _, connection = await loop.create_unix_connection(lambda: Connection(key), key)
-            except BlockingIOError as error:  # its queue of new connections is full: others connect just now
-                if loop.time() > give_up_s:
-                    raise UpstreamLost("the worker accepts no connections", untouched=True) from error
-                await asyncio.sleep(_RETRY_S)
-            except OSError as error:
-                raise UpstreamLost(
-                    f"the worker's socket cannot be reached: {error.strerror}", untouched=True
-                ) from error
+
+async def connect(address: Address, make: Callable[[Address], C]) -> C:
+    """A new connection.
+
+    Raises:
+        UpstreamLost: nobody accepts it.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + _CONNECT_S
+    while True:
+        try:
+            if isinstance(address, str):
+                _, connection = await loop.create_unix_connection(lambda: make(address), address)
             else:
-                return connection
+                async with asyncio.timeout_at(give_up_s):
+                    _, connection = await loop.create_connection(lambda: make(address), *address)
+        except BlockingIOError as error:  # its queue of new connections is full: others connect just now
+            if loop.time() > give_up_s:
+                raise UpstreamLost("the worker accepts no connections", untouched=True) from error
+            await asyncio.sleep(_RETRY_S)
+        except OSError as error:
+            raise UpstreamLost(f"the worker cannot be reached: {error.strerror or error}", untouched=True) from error
+        else:
+            return connection

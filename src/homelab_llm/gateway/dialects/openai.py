@@ -6,6 +6,7 @@ Reference: https://platform.openai.com/docs/api-reference. Extensions (``top_k``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,10 +125,36 @@ _NO_EFFECT: dict[str, Field] = {
         "safety_identifier": "no effect: as user",
         "metadata": "no effect: tags for OpenAI's dashboard",
         "store": "no effect: nothing is stored",
-        "service_tier": "no effect: there is one tier",
         "prompt_cache_key": "no effect: prompts are cached by their content",
         "prompt_cache_retention": "no effect: as prompt_cache_key",
     }.items()
+}
+
+_TIER = Field(OneOf(("auto", "default", "flex", "priority", "scale")), "flex = batch: interactive requests come first")
+
+_SAMPLING: dict[str, Field] = {
+    "max_tokens": Field(Whole(1, 2**31 - 1), "longest answer"),
+    "temperature": Field(Number(0, 2), "0 = always the likeliest token"),
+    "top_p": Field(Number(0, 1)),
+    "top_k": Field(Whole(0, 2**31 - 1), "extension; 0 = off"),
+    "min_p": Field(Number(0, 1), "extension"),
+    "typical_p": Field(Number(0, 1), "extension"),
+    "repeat_penalty": Field(Number(0.01, 10), "extension; 1 = off"),
+    "repeat_last_n": Field(Whole(-1, 2**31 - 1), "extension; tokens looked back on, -1 = the whole context"),
+    "presence_penalty": Field(Number(-2, 2)),
+    "frequency_penalty": Field(Number(-2, 2)),
+    "seed": Field(Seed(), "same seed, same answer"),
+    "stop": Field(STOP, "the answer ends before these"),
+    "logit_bias": Field(Bias()),
+    "ignore_eos": Field(Flag(), "extension, for benchmarks: go on to max_tokens"),
+}
+
+_TEMPLATE: dict[str, Field] = {
+    "chat_template_kwargs": Field(Opaque(64), "extension; variables for the model's chat template"),
+    "reasoning_effort": Field(
+        OneOf(("none", "minimal", "low", "medium", "high", "xhigh")),
+        "given to the chat template as a variable of this name",
+    ),
 }
 
 _COMMON: dict[str, Field] = {
@@ -141,21 +168,9 @@ _COMMON: dict[str, Field] = {
             }
         )
     ),
-    "max_tokens": Field(Whole(1, 2**31 - 1), "longest answer"),
-    "temperature": Field(Number(0, 2), "0 = always the likeliest token"),
-    "top_p": Field(Number(0, 1)),
-    "top_k": Field(Whole(0, 2**31 - 1), "extension; 0 = off"),
-    "min_p": Field(Number(0, 1), "extension"),
-    "typical_p": Field(Number(0, 1), "extension"),
-    "repeat_penalty": Field(Number(0.01, 10), "extension; 1 = off"),
-    "repeat_last_n": Field(Whole(-1, 2**31 - 1), "extension; tokens looked back on, -1 = the whole context"),
-    "presence_penalty": Field(Number(-2, 2)),
-    "frequency_penalty": Field(Number(-2, 2)),
-    "seed": Field(Seed(), "same seed, same answer"),
-    "stop": Field(STOP, "the answer ends before these"),
+    **_SAMPLING,
     "n": Field(Whole(1, MAX_CHOICES), "answers; made one after the other"),
-    "logit_bias": Field(Bias()),
-    "ignore_eos": Field(Flag(), "extension, for benchmarks: go on to max_tokens"),
+    "service_tier": _TIER,
     "keep_alive": Field(Duration(), "extension; how long the model stays loaded afterwards, negative = for ever"),
     **_NO_EFFECT,
 }
@@ -171,11 +186,7 @@ CHAT = Record(
         "tool_choice": Field(TOOL_CHOICE),
         "parallel_tool_calls": Field(Flag()),
         "response_format": Field(RESPONSE_FORMAT),
-        "chat_template_kwargs": Field(Opaque(64), "extension; variables for the model's chat template"),
-        "reasoning_effort": Field(
-            OneOf(("none", "minimal", "low", "medium", "high", "xhigh")),
-            "given to the chat template as a variable of this name",
-        ),
+        **_TEMPLATE,
         "modalities": Field(Only((["text"],), "models here answer with text")),
         "audio": Field(Only((), "models here answer with text")),
         "web_search_options": Field(Only((), "the gateway searches nothing", "give the model a search tool")),
@@ -227,10 +238,14 @@ EMBEDDING = Record(
         ),
         "encoding_format": Field(OneOf(("float", "base64"))),
         "dimensions": Field(Whole(1, 65_536), "must be the model's own width"),
+        "service_tier": _TIER,
         "keep_alive": _COMMON["keep_alive"],
         **_NO_EFFECT,
     }
 )
+
+PRESET = Record({**_SAMPLING, **_TEMPLATE})
+"""What the registry may say for requests that do not."""
 
 
 @dataclass(slots=True)
@@ -238,7 +253,8 @@ class Ask:
     """A checked request: what the gateway needs to know, and the body for the worker (without streaming fields).
 
     ``prompts`` is set when more than one prompt came in one request; ``choices`` is ``n``.
-    ``shaped``: tools or a response format are involved. ``keep_alive_s`` None = the setting.
+    ``shaped``: tools or a response format are involved. ``keep_alive_s`` None = the setting. ``batch``: others may go
+    first.
     """
 
     model: str
@@ -249,6 +265,8 @@ class Ask:
     keep_alive_s: float | None = None
     prompts: list[Any] = field(default_factory=list)
     shaped: bool = False
+    embedding: bool = False
+    batch: bool = False
 
     @property
     def parts(self) -> int:
@@ -268,6 +286,7 @@ def _ask(body: dict[str, Any]) -> Ask:
         include_usage=bool(options and options.get("include_usage")),
         choices=body.pop("n", 1),
         keep_alive_s=body.pop("keep_alive", None),
+        batch=body.pop("service_tier", "") == "flex",
     )
 
 
@@ -343,4 +362,28 @@ def parse_embedding(given: dict[str, Any]) -> Ask:
         InvalidInput, UnknownField, UnsupportedRequest, BodyTooLarge: with ``field``.
     """
     body = EMBEDDING(given, "")
-    return Ask(model=body["model"], body=body, keep_alive_s=body.pop("keep_alive", None))
+    ask = _ask(body)
+    ask.embedding = True
+    return ask
+
+
+def preset(body: dict[str, Any], given: Mapping[str, Any], max_output_tokens: int, *, chat: bool) -> None:
+    """Put into a checked body what the registry says where the request says nothing, and bound the answer.
+
+    Args:
+        given: fields of ``PRESET``.
+        max_output_tokens: 0 = no bound.
+
+    Raises:
+        InvalidInput, UnknownField: in what the registry says.
+    """
+    said = PRESET(dict(given), "")
+    template = said.pop("chat_template_kwargs", {})
+    if effort := said.pop("reasoning_effort", None):
+        template = {"reasoning_effort": effort, **template}
+    if chat and template:
+        body["chat_template_kwargs"] = {**template, **body.get("chat_template_kwargs", {})}
+    for name, value in said.items():
+        body.setdefault(name, value)
+    if max_output_tokens:
+        body["max_tokens"] = min(body.get("max_tokens", max_output_tokens), max_output_tokens)
