@@ -36,6 +36,14 @@ def default_home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / APP
 
 
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """The folder in which Hugging Face's tools keep repositories; it need not exist."""
+    if given := environ.get("HF_HUB_CACHE"):
+        return Path(given).expanduser().absolute()
+    base = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(base).expanduser().absolute() / "hub"
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The data root and everything with a fixed place in it. Creates nothing until asked."""

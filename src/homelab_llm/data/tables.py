@@ -199,7 +199,9 @@ registry_meta = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, doc="always 1"),
     _integer("revision", "grows by one with each change of the registry"),
-    comment="One row: how often the registry was changed.",
+    _text("exported_sha256", "of registry.json as it was last written, empty = never"),
+    _text("before_sha256", "of what lay there while it is written, empty when that has ended"),
+    comment="One row: how often the registry was changed, and what registry.json was last written.",
 )
 
 deployments = Table(
