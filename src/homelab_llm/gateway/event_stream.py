@@ -23,20 +23,25 @@ _ID = re.compile(r"\d{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a reader asked for: events after an id (None = from now on), of these kinds (none = all)."""
+    """What a reader asked for: events after an id (None = from now on), of these kinds (none = all).
+
+    Without ``follow`` the stream ends after what is remembered.
+    """
 
     after_id: int | None = None
     kinds: frozenset[str] = frozenset()
+    follow: bool = True
 
     @classmethod
     def of(cls, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
-        """From ``?after=N&kinds=a,b``; without ``after`` the header ``Last-Event-ID`` counts.
+        """From ``?after=N&kinds=a,b&follow=false``; without ``after`` the header ``Last-Event-ID`` counts.
 
         Raises:
             UnknownField, InvalidInput: with ``field``.
         """
         after = next((value.decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
         kinds: frozenset[str] = frozenset()
+        follow = True
         for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=8):
             if name == "after":
                 after = value or "-"
@@ -44,13 +49,17 @@ class Wanted:
                 kinds = frozenset(value.split(","))
                 if any(not _KIND.fullmatch(kind) for kind in kinds):
                     raise InvalidInput("'kinds' takes words joined by commas", field="kinds")
+            elif name == "follow" and value in ("true", "false"):
+                follow = value == "true"
+            elif name == "follow":
+                raise InvalidInput("'follow' is true or false", field="follow")
             else:
                 raise UnknownField(
-                    f"unknown field {shown(name)!r}", hint="after and kinds are known", field=shown(name)
+                    f"unknown field {shown(name)!r}", hint="after, kinds and follow are known", field=shown(name)
                 )
         if after and not _ID.fullmatch(after):
             raise InvalidInput("'after' takes the id of an event", field="after")
-        return cls(int(after) if after else None, kinds)
+        return cls(int(after) if after else None, kinds, follow)
 
 
 class EventStream:
@@ -78,6 +87,8 @@ class EventStream:
         exchange.watch()
         async with self._bus.subscribe(after_id=wanted.after_id) as subscription:
             self._open.add(subscription)
+            if not wanted.follow:
+                subscription.close()  # what is remembered can still be read
             try:
                 await exchange.write(comment("events"))
                 await self._pass(exchange, subscription, wanted.kinds)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import homelab_llm
-from homelab_llm.core.errors import EndpointNotFound
+from homelab_llm.core.errors import Conflict, EndpointNotFound
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.output import format_table
@@ -38,10 +38,10 @@ def status(invocation: Invocation) -> None:
 
 
 def _slots(client: DaemonClient) -> dict[str, Any]:
-    """The slots and whether one drifts; empty for a daemon of a version without slots."""
+    """The slots and whether one drifts; empty for a daemon that has none, or is of a version without."""
     try:
         return dict(client.get("/admin/slots"))
-    except EndpointNotFound:
+    except (Conflict, EndpointNotFound):
         return {}
 
 
