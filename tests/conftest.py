@@ -17,7 +17,7 @@ import pytest
 from homelab_llm.core.locks import locked
 from homelab_llm.core.paths import Home
 from homelab_llm.data.database import Database
-from homelab_llm.data.tables import key_meta, metadata, registry_meta
+from homelab_llm.data.migrate import migrate
 from homelab_llm.testing.postgres import Postgres, running_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,14 +67,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def database(database_url: str, tmp_path: Path) -> Iterator[Database]:
-    """A system database with its tables, empty, once for each dialect."""
+    """A system database of the newest schema, empty, once for each dialect."""
     opened = Database.open(database_url, tmp_path / "system.db")
-    with opened.write() as connection:
-        if opened.address.schema:
-            connection.exec_driver_sql(f"CREATE SCHEMA {opened.address.schema}")
-        metadata.create_all(connection)
-        connection.execute(registry_meta.insert().values(id=1))
-        connection.execute(key_meta.insert().values(id=1))
+    migrate(opened.address, tmp_path / "backups")
     yield opened
     opened.close()
 

@@ -6,8 +6,6 @@ it with ``BEGIN IMMEDIATE``, PostgreSQL with an advisory lock of the schema that
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,6 @@ from homelab_llm.core.errors import DaemonRunning, DatabaseUnavailable, HomelabE
 from homelab_llm.data.address import Address, Dialect
 
 BUSY_S = 60
-CONNECT_S = 5
 _WRITERS, _DAEMON = 0x686C01, 0x686C03  # classes of advisory locks; the second half of a lock is the schema
 MIGRATION = 0x686C02
 
@@ -82,7 +79,7 @@ class Database:
             connection.execution_options(homelab_writes=True)
             with connection.begin():
                 if self.dialect == "postgresql" and self._durable:
-                    connection.execute(lock_statement("pg_advisory_xact_lock", _WRITERS))
+                    connection.execute(advisory_lock("pg_advisory_xact_lock", _WRITERS))
                 yield connection
 
     def claim(self) -> None:
@@ -96,7 +93,7 @@ class Database:
             return
         with self._translated():
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if connection.execute(lock_statement("pg_try_advisory_lock", _DAEMON)).scalar():
+            if connection.execute(advisory_lock("pg_try_advisory_lock", _DAEMON)).scalar():
                 connection.detach()  # the pool must never take it back and reset it
                 self._claim = connection
                 return
@@ -125,9 +122,10 @@ class Database:
             raise translate(error, self.address) from error
 
 
-def lock_statement(function: str, kind: int) -> Any:
-    """``SELECT`` of an advisory lock function; the lock is that of this kind and the connection's schema."""
-    return text(f"SELECT {function}({kind}, hashtext(current_schema()))")
+def advisory_lock(function: str, kind: int, schema: str = "") -> Any:
+    """``SELECT`` of an advisory lock function; the lock is that of this kind and schema, else the connection's."""
+    which = f"'{schema}'" if schema else "current_schema()"
+    return text(f"SELECT {function}({kind}, hashtext({which}))")
 
 
 _HOLDER = text(
@@ -178,29 +176,12 @@ def _begin(connection: Connection) -> None:
 
 
 def _postgresql(address: Address, durable: bool) -> Engine:
-    try:
-        import psycopg
-    except ImportError as error:
-        raise DatabaseUnavailable(
-            "PostgreSQL needs the driver psycopg", hint="pip install 'homelab-llm[postgres]'"
-        ) from error
+    from homelab_llm.data.postgresql import connect
 
-    def connect() -> Any:
-        return psycopg.connect(address.url, **connect_options(address, durable=durable))
-
-    return create_engine("postgresql+psycopg://", creator=connect, pool_pre_ping=True, pool_size=2, max_overflow=20)
-
-
-def connect_options(address: Address, *, durable: bool = True) -> dict[str, Any]:
-    """libpq's parameters beside the URL."""
-    from psycopg.conninfo import conninfo_to_dict
-
-    server = [f"-clock_timeout={BUSY_S}s"]
-    server += [f"-csearch_path={address.schema}"] if address.schema else []
-    server += [] if durable else ["-csynchronous_commit=off"]
-    given = str(conninfo_to_dict(address.url).get("options") or "")
-    return {
-        "options": " ".join([given, *server]).strip(),
-        "connect_timeout": CONNECT_S,
-        "application_name": f"homelab-llm {socket.gethostname()} pid {os.getpid()}",
-    }
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: connect(address, durable=durable),
+        pool_pre_ping=True,
+        pool_size=2,
+        max_overflow=20,
+    )

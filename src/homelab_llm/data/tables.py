@@ -65,7 +65,7 @@ hosts = Table(
     _text("doc", "where to read more"),
     _real("first_seen_unix_s"),
     _real("last_seen_unix_s"),
-    comment="Machines that run the platform.",
+    info={"doc": "Machines that run the platform."},
 )
 
 services = Table(
@@ -81,7 +81,7 @@ services = Table(
     _text("doc", "where to read more"),
     _real("created_unix_s"),
     _real("updated_unix_s", "when the state was written last"),
-    comment="What runs and can be asked; the daemon keeps it.",
+    info={"doc": "What runs and can be asked; the daemon keeps it."},
 )
 
 endpoints = Table(
@@ -94,7 +94,7 @@ endpoints = Table(
     _text("url"),
     _text("doc", "where to read more"),
     UniqueConstraint("service_id", "method", "url"),
-    comment="Addresses that a service answers.",
+    info={"doc": "Addresses that a service answers."},
 )
 
 models = Table(
@@ -116,7 +116,7 @@ models = Table(
     _text("doc", "where to read more"),
     _real("created_unix_s"),
     _real("updated_unix_s"),
-    comment="Models that lie in the store.",
+    info={"doc": "Models that lie in the store."},
 )
 
 model_files = Table(
@@ -126,7 +126,7 @@ model_files = Table(
     Column("file", Text, primary_key=True, doc="path inside the model"),
     _text("path", "where its bytes lie"),
     _integer("size_bytes"),
-    comment="Files of a model; several models may share one.",
+    info={"doc": "Files of a model; several models may share one."},
 )
 
 footprints = Table(
@@ -137,7 +137,7 @@ footprints = Table(
     _integer("measured_bytes"),
     _real("measured_unix_s"),
     Index(None, "digest"),
-    comment="Memory that loaded models were seen to take.",
+    info={"doc": "Memory that loaded models were seen to take."},
 )
 
 registry_entries = Table(
@@ -162,7 +162,7 @@ registry_entries = Table(
     Column("keep_alive_s", Double, nullable=True, doc="negative = for ever, NULL = the setting"),
     _text("extra_json", "fields this version does not know", default="{}"),
     Index(None, "model_id"),
-    comment="The registry: models that are known or wanted.",
+    info={"doc": "The registry: models that are known or wanted."},
 )
 
 slots = Table(
@@ -170,7 +170,7 @@ slots = Table(
     metadata,
     Column("port", Integer, primary_key=True, autoincrement=False),
     Column("alias", Text, nullable=False, unique=True),
-    comment="Ports whose numbers and names never move, as the settings say.",
+    info={"doc": "Ports whose numbers and names never move, as the settings say."},
 )
 
 assignments = Table(
@@ -191,7 +191,7 @@ assignments = Table(
     _text("last_failure", "one sentence, empty after a success"),
     _real("failed_unix_s"),
     _real("changed_unix_s"),
-    comment="Which model a port shall serve, serves and served; one model is on one port.",
+    info={"doc": "Which model a port shall serve, serves and served; one model is on one port."},
 )
 
 registry_meta = Table(
@@ -201,7 +201,7 @@ registry_meta = Table(
     _integer("revision", "grows by one with each change of the registry"),
     _text("exported_sha256", "of registry.json as it was last written, empty = never"),
     _text("before_sha256", "of what lay there while it is written, empty when that has ended"),
-    comment="One row: how often the registry was changed, and what registry.json was last written.",
+    info={"doc": "One row: how often the registry was changed, and what registry.json was last written."},
 )
 
 deployments = Table(
@@ -220,7 +220,7 @@ deployments = Table(
     _integer("footprint_bytes", "memory as measured, else as reserved"),
     Index(None, "worker_id"),
     Index(None, "model", "started_unix_s"),
-    comment="Loads of models: one row for each worker that was started.",
+    info={"doc": "Loads of models: one row for each worker that was started."},
 )
 
 keys = Table(
@@ -232,7 +232,7 @@ keys = Table(
     _text("sha256", "of the token, which is nowhere kept"),
     _text("hint", "the token's last four characters"),
     _real("created_unix_s"),
-    comment="API keys.",
+    info={"doc": "API keys."},
 )
 
 key_meta = Table(
@@ -240,7 +240,7 @@ key_meta = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, doc="always 1"),
     _integer("revision", "grows by one with each change of the keys"),
-    comment="One row: how often the keys were changed.",
+    info={"doc": "One row: how often the keys were changed."},
 )
 
 events = Table(
@@ -257,7 +257,7 @@ events = Table(
     _text("facts_json", "values for programs", default="{}"),
     Index(None, "unix_s"),
     Index(None, "service", "event_id"),
-    comment="What happened.",
+    info={"doc": "What happened."},
 )
 
 requests = Table(
@@ -285,5 +285,5 @@ requests = Table(
     Index(None, "started_unix_s"),
     Index(None, "model", "started_unix_s"),
     Index(None, "request_id"),
-    comment="Finished requests, never their content.",
+    info={"doc": "Finished requests, never their content."},
 )

@@ -1,0 +1,1 @@
+"""Revisions of the system database, one file each, applied in order by ``data/migrate.py``."""

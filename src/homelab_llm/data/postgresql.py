@@ -1,0 +1,41 @@
+"""Connections to PostgreSQL, made by libpq from the URL as it was given."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from homelab_llm.core.errors import DatabaseUnavailable
+from homelab_llm.data.address import Address
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+except ImportError as error:
+    raise DatabaseUnavailable(
+        "PostgreSQL needs the driver psycopg", hint="pip install 'homelab-llm[postgres]'"
+    ) from error
+
+LOCK_S = 60
+CONNECT_S = 5
+
+__all__ = ["connect", "psycopg"]
+
+
+def connect(address: Address, *, durable: bool = True) -> psycopg.Connection[Any]:
+    """A new connection.
+
+    Raises:
+        psycopg.Error: it cannot be made; the message may hold the password.
+    """
+    server = [f"-clock_timeout={LOCK_S}s"]
+    server += [f"-csearch_path={address.schema}"] if address.schema else []
+    server += [] if durable else ["-csynchronous_commit=off"]
+    given = str(conninfo_to_dict(address.url).get("options") or "")
+    return psycopg.connect(
+        address.url,
+        options=" ".join([given, *server]).strip(),
+        connect_timeout=CONNECT_S,
+        application_name=f"homelab-llm {socket.gethostname()} pid {os.getpid()}",
+    )
