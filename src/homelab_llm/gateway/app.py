@@ -11,12 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from homelab_llm import __version__
-from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, HomelabError, InternalError
+from homelab_llm.core.errors import DaemonUnavailable, EndpointNotFound, HandedOver, HomelabError, InternalError
 from homelab_llm.core.events import EventBus
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.gateway.admin import Admin
@@ -26,6 +27,7 @@ from homelab_llm.gateway.dialects.openai import parse_chat, parse_completion, pa
 from homelab_llm.gateway.event_stream import EventStream
 from homelab_llm.gateway.exchange import Exchange, Scope, Send
 from homelab_llm.gateway.fields import shown
+from homelab_llm.gateway.forward import Origin, Successor
 from homelab_llm.gateway.limits import Receive, check_encoding, parse_json, read_body
 from homelab_llm.gateway.listeners import Listener
 from homelab_llm.gateway.models import ModelList
@@ -83,6 +85,8 @@ class App:
         self._exchanges: set[Exchange] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._sweep_s = min(SWEEP_S, stall_timeout_s / 4, settings.request_deadline_s / 4)
+        self._successor: Successor | None = None
+        self._away = False
         self.stopping = False
         self._exact: dict[str, dict[str, tuple[Route, Handler]]] = {}
         self._prefixes: list[tuple[str, dict[str, tuple[Route, Handler]]]] = []
@@ -121,6 +125,22 @@ class App:
         """Say that no more requests are wanted, and end what would not end by itself."""
         self.stopping = True
         self._events.close()
+
+    def hand_over(self, daemon_sock: Path) -> None:
+        """From now on the daemon behind ``daemon_sock`` answers, also what the fleet refuses with ``HandedOver``.
+
+        To be called before the fleet hands over. Requests that have a worker go on here; their clients are asked to
+        come back on a new connection. A connection that is made too early waits in the socket's queue.
+        """
+        self._successor = Successor(daemon_sock)
+        self._away = True
+        self._events.close()
+        for exchange in self._exchanges:
+            exchange.close_connection()
+
+    def resume(self) -> None:
+        """Serve again. What was refused with ``HandedOver`` still goes over the socket, which is ours again."""
+        self._away = False
 
     def abort_all(self) -> None:
         """End every request with an error, in mid-stream too."""
@@ -181,19 +201,42 @@ class App:
             if scope["method"] == "OPTIONS" and told.fetch_method:
                 await exchange.whole(204, b"", preflight_headers(told))
                 return
-        exchange.slot = listener.slot
         route, handler = self._find(exchange.path, scope["method"])
+        self._admit(exchange, told, listener, route)
+        if self._away and self._successor is not None:
+            await self._successor.take(exchange, await self._content(exchange))
+            return
+        try:
+            await handler(exchange)
+        except HandedOver:
+            if self._successor is None:
+                raise
+            await self._successor.take(exchange, exchange.content)
+
+    def _admit(self, exchange: Exchange, told: Presented, listener: Listener, route: Route) -> None:
+        """Let the request in and note who sent it; one that another daemon passed on was sent to that one.
+
+        Raises:
+            EndpointNotFound: slot ports do not have it.
+            Unauthorized, Forbidden, InvalidInput: see ``auth``.
+        """
+        exchange.slot = listener.slot
+        row = exchange.row
+        forwarded = Origin.of(exchange.scope["headers"]) if listener.control else None
+        if forwarded is not None:
+            exchange.came_from(forwarded.request_id, forwarded.slot)
         if exchange.slot and not route.on_slots:
             raise EndpointNotFound(
                 f"slot ports do not have {shown(exchange.path)}", hint="the front address has every endpoint"
             )
         grant = self._gate.admit(told, listener, route.access)
-        exchange.batch = is_batch(told, grant)
         exchange.recorded = route.recorded
-        exchange.row.key = grant.name
-        if client := scope.get("client"):
-            exchange.row.client = client[0]
-        await handler(exchange)
+        exchange.batch = is_batch(told, grant)
+        row.key = grant.name
+        if client := exchange.scope.get("client"):
+            row.client = client[0]
+        if forwarded is not None:
+            row.key, row.client, exchange.batch = forwarded.key, forwarded.client, forwarded.batch
 
     def _find(self, path: str, method: str) -> tuple[Route, Handler]:
         methods = self._exact.get(path)
@@ -209,15 +252,20 @@ class App:
         allowed = ", ".join(methods)
         raise EndpointNotFound(f"{shown(path)} takes {allowed}", allowed=allowed)
 
-    async def _body(self, exchange: Exchange) -> dict[str, Any]:
-        """The JSON object sent; from here on the client's leaving ends the request."""
-        declared = check_encoding(exchange.scope["headers"])
+    async def _content(self, exchange: Exchange, declared: int | None = None) -> bytes:
+        """The body sent; from here on the client's leaving ends the request."""
         limit_bytes = self._settings.max_body_bytes
         content = exchange.arrived_body(limit_bytes)
         if content is None:
             content = await read_body(exchange.receive, declared, limit_bytes)
         exchange.watch()
-        return parse_json(content, self._settings.max_depth)
+        return content
+
+    async def _body(self, exchange: Exchange) -> dict[str, Any]:
+        """The JSON object sent."""
+        declared = check_encoding(exchange.scope["headers"])
+        exchange.content = await self._content(exchange, declared)
+        return parse_json(exchange.content, self._settings.max_depth)
 
     async def _request(self, exchange: Exchange) -> dict[str, Any]:
         """An inference request; on a slot port what it says of the model does not count."""

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -21,7 +21,7 @@ from homelab_llm.gateway.errors import body_of, headers_of, status_of
 from homelab_llm.gateway.limits import Receive
 from homelab_llm.gateway.link import Headers, Link
 from homelab_llm.gateway.seams import RequestRow
-from homelab_llm.gateway.sse import comment, event
+from homelab_llm.gateway.sse import comment
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
@@ -38,7 +38,7 @@ class Exchange:
     """One request and its reply.
 
     ``headers``: extra reply headers, CORS among them. ``slot``: the slot whose port it came in on, 0 = none.
-    ``batch``: others may go first.
+    ``batch``: others may go first. ``content``: the body as it came, kept until the request has a worker.
     ``waiting_for`` says in words what a streaming client waits for; it becomes a comment in the stream after
     ``COMMENT_AFTER_S``.
     """
@@ -57,6 +57,7 @@ class Exchange:
         "_watcher",
         "batch",
         "comments",
+        "content",
         "headers",
         "heard_s",
         "path",
@@ -77,6 +78,7 @@ class Exchange:
         self.headers: Headers = [(b"x-request-id", self.request_id.encode())]
         self.row = RequestRow(self.request_id, time.time(), self.path)
         self.batch = False
+        self.content = b""
         self.comments = False
         self.waiting_for: Callable[[], str] | None = None
         self.recorded = False
@@ -113,6 +115,12 @@ class Exchange:
     def arrived_body(self, limit_bytes: int) -> bytes | None:
         """The whole body when it is here already and within the limit; None: ``receive`` it."""
         return self._link.arrived_body(limit_bytes) if self._link is not None else None
+
+    def came_from(self, request_id: str, slot: int) -> None:
+        """Another daemon passed it on, which gave it this id and got it on this slot's port."""
+        self.request_id = self.row.request_id = request_id
+        self.headers[0] = (b"x-request-id", request_id.encode())
+        self.slot = slot
 
     def has_no_deadline(self) -> None:
         """It lasts as long as it lasts: a stream of events, or an operator's work."""
@@ -231,6 +239,23 @@ class Exchange:
         if self._link is not None:
             self._link.close_after_reply()
 
+    async def relay(self, status: int, headers: Headers, blocks: AsyncIterator[bytes]) -> None:
+        """Another daemon's reply. A stream that has begun, with comments or steps, goes on with it."""
+        if self.comments:
+            await self._comments_end()
+        if self.started and status != 200:
+            await self._tell_error(b"".join([block async for block in blocks]))
+            return
+        async for block in blocks:
+            if not self.started:
+                self.row.first_token_ms = self.elapsed_ms
+                await self._start(status, headers)
+            await self._send({"type": "http.response.body", "body": block, "more_body": True})
+        if not self.started:
+            await self.whole(status, b"", [pair for pair in headers if pair[0] != b"content-length"])
+        else:
+            await self.end()
+
     async def end(self) -> None:
         """The end of a streamed reply."""
         await self._send({"type": "http.response.body", "body": b""})
@@ -249,8 +274,11 @@ class Exchange:
         if not self.row.status:
             await self.whole(status_of(error), orjson.dumps(body_of(error)), [_JSON_HEADER, *headers_of(error)])
             return
-        told = body_of(error)
+        await self._tell_error(orjson.dumps(body_of(error)))
+
+    async def _tell_error(self, told: bytes) -> None:
+        """End a stream with an error, given as JSON."""
         self.close_connection()  # nobody shall take the broken answer for a whole one
-        line = event(told) if self._format == EVENTS else orjson.dumps(told) + b"\n"
+        line = b"data: " + told + b"\n\n" if self._format == EVENTS else told + b"\n"
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
         await self.end()

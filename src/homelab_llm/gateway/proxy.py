@@ -181,6 +181,7 @@ class Proxy:
             target.model, exchange.request_id, keep_alive_s=keep_alive_s, priority=priority
         )
         exchange.row.wait_ms = exchange.elapsed_ms
+        exchange.content = b""
         return lease
 
     @staticmethod
