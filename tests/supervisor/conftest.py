@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from homelab_llm.core.events import Event as Notice
 from homelab_llm.core.paths import Home
 from homelab_llm.inference.engines.base import EngineOptions, LaunchPlan
 from homelab_llm.inference.fleet import processes
+from homelab_llm.inference.fleet.record import WorkerRecord, read_records
 from homelab_llm.inference.fleet.supervisor import Supervisor
 from homelab_llm.inference.fleet.vocabulary import Event, Loaded, LoadFailed, WorkerExit
 from homelab_llm.inference.fleet.worker import WorkerInfo
@@ -30,6 +32,7 @@ class Bench:
     folder: Path
     events: Recorded[Event]
     supervisor: Supervisor
+    notices: Recorded[Notice] = field(default_factory=Recorded)
 
     def plan(self, worker_id: str, **model: Any) -> LaunchPlan:
         """A plan for a fake model of its own, written with these arguments."""
@@ -67,10 +70,12 @@ def of(event: Event, worker_id: str) -> bool:
 @pytest.fixture
 async def bench(home: Home, tmp_path: Path) -> AsyncIterator[Bench]:
     events: Recorded[Event] = Recorded()
-    supervisor = Supervisor(home, events, load_timeout_s=20, drain_s=5, measure_s=0.05)
-    yield Bench(home, tmp_path, events, supervisor)
+    notices: Recorded[Notice] = Recorded()
+    supervisor = Supervisor(home, events, load_timeout_s=20, drain_s=5, measure_s=0.05, publish=notices)
+    yield Bench(home, tmp_path, events, supervisor, notices)
     await supervisor.close()
     assert list(home.runtime.iterdir()) == []
+    assert read_records(home) == {}
 
 
 async def stream_until_token(socket: Path, text: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -81,6 +86,18 @@ async def stream_until_token(socket: Path, text: str) -> tuple[asyncio.StreamRea
     writer.write(head + body)
     await asyncio.wait_for(reader.readuntil(b"tok0"), 10)
     return reader, writer
+
+
+def record_of(worker_id: str, **changes: Any) -> WorkerRecord:
+    """A record of a worker, as an earlier daemon may have left it."""
+    usual: dict[str, Any] = {
+        "boot_id": processes.boot_id(),
+        "started_unix_s": 1.0,
+        "probe": "",
+        "ready_path": "/health",
+    }
+    proof: dict[str, Any] = {"nonce": "n", "digest": "sha256:" + "0" * 64, "engine": "fake", "model": "m"}
+    return WorkerRecord(worker_id=worker_id, **(proof | usual | changes))
 
 
 async def dead(*pids: int | None) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,49 +19,8 @@ from homelab_llm.inference.fleet.launch import HOST_ARGV, Lifetimes, WorkerFiles
 from homelab_llm.testing.events import eventually
 from homelab_llm.testing.models import write_fake_model
 
-from .conftest import Bench, dead, stream_until_token
-
-DAEMON = """
-import asyncio, json, sys
-from pathlib import Path
-from homelab_llm.core.paths import Home
-from homelab_llm.inference.engines.base import EngineOptions
-from homelab_llm.inference.fleet.supervisor import Supervisor
-from homelab_llm.inference.fleet.vocabulary import Loaded, LoadProgress
-from homelab_llm.testing.engines import FakeEngine
-from homelab_llm.testing.models import stored_fake_model
-
-async def main():
-    home, said = Home.at().ensure(), set()
-    def report(event):
-        if isinstance(event, Loaded | LoadProgress) and event.worker_id not in said:
-            said.add(event.worker_id)
-            info = supervisor.info(event.worker_id)
-            print(json.dumps([info.pid, info.engine_pid]), flush=True)
-    supervisor = Supervisor(home, report, load_timeout_s=60, drain_s=0.2, orphan_grace_s=float(sys.argv[2]))
-    model = stored_fake_model(Path(sys.argv[1]), "m")
-    for worker_id in ("aaaaa", "bbbbb"):
-        socket = supervisor.sockets(worker_id)
-        supervisor.start(worker_id, FakeEngine().plan(model, EngineOptions(), socket, home.derived))
-    await asyncio.Event().wait()
-
-if sys.argv[3] == "uvloop":
-    import uvloop
-    uvloop.run(main())
-else:
-    asyncio.run(main())
-"""
-
-
-async def a_daemon(model: Path, *, grace_s: float = 0.0, loop: str = "asyncio") -> tuple[Any, list[int]]:
-    """A process with a supervisor, and the pids of the hosts and engines it runs."""
-    argv = [sys.executable, "-c", DAEMON, str(model), str(grace_s), loop]
-    daemon = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
-    assert daemon.stdout is not None
-    pids: list[int] = []
-    for _ in range(2):
-        pids += json.loads(await asyncio.wait_for(daemon.stdout.readline(), 30))
-    return daemon, pids
+from .conftest import Bench, dead, record_of, stream_until_token
+from .doomed import a_daemon
 
 
 @pytest.mark.requirement("R-S2")
@@ -106,6 +63,7 @@ async def test_a_sweep_leaves_the_workers_of_this_daemon_alone(bench: Bench) -> 
 async def test_a_sweep_ends_an_engine_whose_host_is_gone(bench: Bench, tmp_path: Path) -> None:
     """As on a system without parent-death signals: the record names an engine that lives on alone."""
     engine = await asyncio.create_subprocess_exec("sleep", "600", process_group=0)
+    record_of("zzzzz", host=(engine.pid, 1)).write(bench.home)
     record = {"boot_id": processes.boot_id(), "host": [engine.pid, 1], "nonce": "n"}
     path = bench.home.runtime / "zzzzz.run"
     path.write_text(json.dumps(record | {"engine": [engine.pid, processes.start_time(engine.pid)]}))
@@ -114,14 +72,18 @@ async def test_a_sweep_ends_an_engine_whose_host_is_gone(bench: Bench, tmp_path:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("wrong", ["start time", "boot", "nonsense"])
+@pytest.mark.parametrize("wrong", ["start time", "boot", "nonce", "nonsense"])
 async def test_a_sweep_never_signals_without_proof(bench: Bench, wrong: str) -> None:
     bystander = await asyncio.create_subprocess_exec("sleep", "600", process_group=0)
-    identity = [bystander.pid, (processes.start_time(bystander.pid) or 0) - (wrong == "start time")]
+    identity = (bystander.pid, (processes.start_time(bystander.pid) or 0) - (wrong == "start time"))
     boot_id = "another" if wrong == "boot" else processes.boot_id()
-    text = json.dumps({"boot_id": boot_id, "host": identity, "engine": identity})
+    host = identity if wrong == "start time" else None
+    record_of("zzzzz", host=host, boot_id=boot_id).write(bench.home)
+    nonce = "another" if wrong == "nonce" else "n"
+    text = json.dumps({"boot_id": boot_id, "host": identity, "engine": identity, "nonce": nonce})
     path = bench.home.runtime / "zzzzz.run"
     path.write_text(text[:-9] if wrong == "nonsense" else text)
+    assert await bench.supervisor.survivors() == []
     assert await bench.supervisor.sweep() == []
     assert bystander.returncode is None
     assert processes.alive(bystander.pid, processes.start_time(bystander.pid) or 0)

@@ -56,7 +56,7 @@ class LaunchPlan:
     ``prepare``, when not empty, is an argv the worker host runs to its end before ``argv`` (a conversion into
     ``HOME/derived``; it must be idempotent and publish atomically). Either program may print progress as lines
     ``@progress {"stage": "convert", "done": 0.25}``; everything else it prints is its log.
-    The engine is ready when ``GET ready_path`` on the socket answers 200.
+    The engine is ready when ``GET ready_path`` on the socket answers 200. ``version`` is the engine's, for the log.
     """
 
     engine: str
@@ -68,6 +68,7 @@ class LaunchPlan:
     prepare: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     ready_path: str = "/health"
+    version: str = ""
 
 
 class Engine(Protocol):

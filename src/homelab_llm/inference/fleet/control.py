@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,21 +35,24 @@ async def connect(path: Path) -> socket.socket:
 class Control:
     """A conversation with one host."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer_pid: int) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer_pid: int, peer_uid: int
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self.peer_pid = peer_pid
+        self.peer_uid = peer_uid
 
     @classmethod
     async def open(cls, path: Path) -> Control:
         """Raises ``OSError`` when nobody listens."""
         connection = await connect(path)
-        peer_pid, _ = processes.peer_of(connection)
+        peer_pid, peer_uid = processes.peer_of(connection)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_LINE_BYTES)
-        return cls(reader, writer, peer_pid)
+        return cls(reader, writer, peer_pid, peer_uid)
 
     async def hello(self, expected: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The host's first message, when every field of ``expected`` is in it and the kernel confirms its pid.
+        """The host's first message, when every field of ``expected`` is in it and the kernel confirms its pid and user.
 
         None when the host ended before it could greet.
 
@@ -59,7 +63,8 @@ class Control:
         if hello is None:
             return None
         wrong = [key for key, value in expected.items() if hello.get(key) != value]
-        if hello.get("type") != "hello" or wrong or hello.get("host_pid") != self.peer_pid:
+        somebody_else = hello.get("host_pid") != self.peer_pid or self.peer_uid != os.getuid()
+        if hello.get("type") != "hello" or wrong or somebody_else:
             raise EngineReplyInvalid(
                 f"the worker's identity is not proven: wrong {', '.join(wrong) or 'greeting'}", wrong=wrong
             )

@@ -9,13 +9,16 @@ import os
 import re
 import signal
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from homelab_llm.core.errors import EngineReplyInvalid
 from homelab_llm.core.paths import Home
 from homelab_llm.inference.fleet import processes
-from homelab_llm.inference.fleet.control import Control
+from homelab_llm.inference.fleet.control import Control, connect
 from homelab_llm.inference.fleet.launch import SUFFIXES, WORKER_ID, WorkerFiles
+from homelab_llm.inference.fleet.record import WorkerRecord, expected_hello, forget, read_records
 
 _TERM_S = 1.0
 _HOST_S = 3.0
@@ -47,18 +50,32 @@ def recorded_exit(path: Path) -> dict[str, Any] | None:
     return _json(path) or None
 
 
-async def sweep(home: Home, keep: Collection[str]) -> list[str]:
-    """End workers of an earlier daemon and remove what lies about; gives the ids of workers that still lived.
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Workers that lived and were ended, and those that live and may not be touched."""
 
-    Only for the daemon that holds this home's lock. ``keep`` are the workers of this daemon.
+    ended: list[str]
+    unproven: list[str]
+
+
+async def sweep(home: Home, keep: Collection[str]) -> Swept:
+    """End workers of an earlier daemon that are proven ours, and remove what dead ones left.
+
+    Only for the daemon that holds this home's lock. ``keep`` are workers to leave as they are.
     """
     names = [entry.name for entry in home.runtime.iterdir()]
-    found = {match[1] for name in names if (match := _NAME.fullmatch(name))} - set(keep)
-    lived = [worker_id for worker_id in sorted(found) if await _end(WorkerFiles.of(home, worker_id))]
-    for worker_id in found:
-        WorkerFiles.of(home, worker_id).remove()
-    prune_logs(home.worker_logs, keep)
-    return lived
+    records = read_records(home)
+    found = ({match[1] for name in names if (match := _NAME.fullmatch(name))} | set(records)) - set(keep)
+    fates = {worker_id: await _end(home, worker_id, records.get(worker_id)) for worker_id in sorted(found)}
+    for worker_id, fate in fates.items():
+        if fate != "unproven":
+            WorkerFiles.of(home, worker_id).remove()
+            forget(home, worker_id)
+    swept = Swept(
+        *([worker_id for worker_id, fate in fates.items() if fate == wanted] for wanted in ("ended", "unproven"))
+    )
+    prune_logs(home.worker_logs, {*keep, *swept.unproven})
+    return swept
 
 
 def prune_logs(folder: Path, keep: Collection[str]) -> None:
@@ -93,25 +110,43 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-async def _end(files: WorkerFiles) -> bool:
-    """End one worker of an earlier daemon; whether it lived."""
-    asked = await _ask_to_end(files)
-    record = _record(files["run"])
-    host, engine = record.get("host"), record.get("engine")
-    identities = [(identity[0], identity[1]) for identity in (host, engine) if identity]
+async def _end(home: Home, worker_id: str, record: WorkerRecord | None) -> Literal["ended", "dead", "unproven"]:
+    """End one worker of an earlier daemon, when our record of it proves that it is that."""
+    files = WorkerFiles.of(home, worker_id)
+    told = _record(files["run"])
+    if record is None or record.boot_id != processes.boot_id():
+        return "unproven" if await _somebody_lives(files, told) else "dead"
+    try:
+        asked = await _ask_to_end(files, record)
+    except EngineReplyInvalid:
+        return "unproven"
+    ours = told if told.get("nonce") == record.nonce else {}
+    identities = [(one[0], one[1]) for one in (record.host, ours.get("host"), ours.get("engine")) if one]
     lived = asked or any(processes.members_of(*identity) for identity in identities)
     await clear(identities)
-    return lived
+    return "ended" if lived else "dead"
 
 
-async def _ask_to_end(files: WorkerFiles) -> bool:
-    """Over its control socket, which signals nobody: whoever answers to this id may end in order."""
+async def _somebody_lives(files: WorkerFiles, told: dict[str, Any]) -> bool:
+    """Whether the sockets or the host's own record of an unknown worker belong to somebody who lives."""
+    for suffix in ("ctl", "http"):
+        with contextlib.suppress(OSError):
+            (await connect(files[suffix])).close()
+            return True
+    return any(processes.members_of(one[0], one[1]) for one in (told.get("host"), told.get("engine")) if one)
+
+
+async def _ask_to_end(files: WorkerFiles, record: WorkerRecord) -> bool:
+    """Over its control socket, which signals nobody, and only when it proves to be ours; whether it was there.
+
+    Raises:
+        EngineReplyInvalid: somebody else answers.
+    """
     try:
         async with asyncio.timeout(_HOST_S):
             control = await Control.open(files["ctl"])
             try:
-                hello = await control.receive()
-                if hello is None or hello.get("id") != files.worker_id:
+                if await control.hello(expected_hello(record)) is None:
                     return False
                 control.send({"cmd": "drain", "term_s": _TERM_S})
                 while await control.receive() is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.traits import WorkerTraits
@@ -42,6 +42,22 @@ class Planned:
             return 0
         promised_bytes = min(self.demand.footprint_bytes, measured_bytes + self.footprint.kv_bytes)
         return max(measured_bytes, promised_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """A worker of an earlier daemon that passed its proof: it is ours now, and its events come to us.
+
+    ``note`` is what the run loop gave with its ``start``. ``ready`` is False while it still loads; then ``Loaded`` or
+    ``LoadFailed`` follows. ``memory_bytes`` is 0 when it was not measured.
+    """
+
+    worker_id: str
+    note: Mapping[str, Any]
+    ready: bool
+    engine_pid: int | None
+    memory_bytes: int
+    started_unix_s: float
 
 
 class WorkerInfo(Protocol):

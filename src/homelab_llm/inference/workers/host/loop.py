@@ -245,7 +245,7 @@ class Host:
         }
 
     def _adopt(self, peer_pid: int, message: dict[str, Any]) -> dict[str, Any]:
-        """Another daemon takes over: it knows the nonce, and speaks for itself."""
+        """Another daemon takes over: it knows the nonce, and speaks for itself. It may bring a grace of its own."""
         pid = int(message["pid"])
         started = processes.start_time(pid)
         if message.get("nonce") != self._spec["nonce"] or message.get("digest") != self._spec["digest"]:
@@ -258,6 +258,7 @@ class Host:
             self._poller.unregister(self._watch.fd)
         self._watch.close()
         self._orphan_at_s = None
+        self._spec["orphan_grace_s"] = float(message.get("orphan_grace_s", self._spec["orphan_grace_s"]))
         self._watch = self._watch_daemon(Watch(pid, started))
         return {"type": "adopted", "pid": pid}
 
