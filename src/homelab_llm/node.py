@@ -120,7 +120,14 @@ class Node:
 
     def _supervise(self, report: Callable[[Event], None]) -> Supervisor:
         fleet = self.settings.fleet
-        self._supervisor = Supervisor(self.home, report, load_timeout_s=fleet.load_timeout_s, drain_s=fleet.drain_s)
+        self._supervisor = Supervisor(
+            self.home,
+            report,
+            load_timeout_s=fleet.load_timeout_s,
+            drain_s=fleet.drain_s,
+            orphan_grace_s=fleet.orphan_grace_s,
+            canary=fleet.canary,
+        )
         return self._supervisor
 
 
