@@ -19,7 +19,7 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     ├── EngineError                  EngineUnavailable  LoadFailed  WorkerCrashed  WorkerOutOfMemory
     │                                WorkerStalled  EngineReplyInvalid  ModelQuarantined
     ├── TransferError                SourceUnavailable  DigestMismatch
-    ├── DaemonUnavailable            HandedOver
+    ├── DaemonUnavailable            HandedOver  HostUnavailable
     ├── DeadlineExceeded  Cancelled
     ├── DatabaseUnavailable
     └── InternalError                StoreDamaged
@@ -386,6 +386,12 @@ class HandedOver(DaemonUnavailable):
     """The daemon hands over to a new one; the gateway passes the request on, so that no client sees this."""
 
     code = "handed_over"
+
+
+class HostUnavailable(DaemonUnavailable):
+    """The other machine could not be reached over ssh; facts: ``host``."""
+
+    code = "host_unavailable"
 
 
 class DeadlineExceeded(HomelabError):

@@ -159,7 +159,8 @@ class RemoteSettings(Section):
     """Commanding the platform of another machine."""
 
     inference_host: str = Field("", description="`mlxctl` runs there over ssh, as `[user@]host`; empty = here.")
-    command: str = Field("mlxctl", description="The command to run on that machine.")
+    command: str = Field("mlxctl", description="The command to run on that machine, as its shell reads it.")
+    ssh_config: str = Field("", description="File of options for ssh (`ssh -F`); empty = ssh's own.")
 
 
 class LogSettings(Section):

@@ -84,7 +84,7 @@ class WebDoor:
         self.secure = parts.scheme == "https"
         self.url = f"{parts.scheme}://{parts.netloc}"
         self.host = parts.netloc
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.headers: Mapping[str, str] = {"Authorization": f"Bearer {key}"} if key else {}
         self.silent_hint = f"mlxctl logs daemon on {parts.hostname}"
         self._name = parts.hostname
         self._port = port or (443 if self.secure else 80)

@@ -9,6 +9,7 @@ from homelab_llm.core import errors
 OK = 0
 FAILED = 1
 USAGE = 2
+FAR_USAGE = 64  # what a forwarded call says in place of 2; whoever forwarded it turns it back (``ops/remote.py``)
 INTERNAL = 70
 INTERRUPTED = 130
 PIPE_CLOSED = 141

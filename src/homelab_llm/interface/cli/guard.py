@@ -45,7 +45,8 @@ def _translated(run: Callable[[], int], invocation: Invocation) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.UsageError as wrong:
-        return _usage(wrong, invocation.output)
+        code = _usage(wrong, invocation.output)
+        return code if invocation.expected_version is None else exit_codes.FAR_USAGE
     except click.ClickException as wrong:
         error: errors.HomelabError = errors.InvalidInput(wrong.format_message())
     except (click.Abort, KeyboardInterrupt):

@@ -29,6 +29,8 @@ class Invocation:
         self.environ = environ
         self.home_root: Path | None = None
         self.verbosity = 0
+        self.expected_version: str | None = None
+        """The version of the machine that forwarded this call to us; None when it was typed here."""
         self.elsewhere: DaemonClient | None = None
         """The daemon of another machine, which ``--url`` named; every verb then speaks to that one."""
 

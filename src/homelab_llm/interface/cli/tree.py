@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from homelab_llm.interface.cli.elsewhere import EXPECT_VERSION, place_verb
 from homelab_llm.interface.cli.invocation import Invocation
 from homelab_llm.interface.cli.lazy import LazyGroup
 
 _CLI = "homelab_llm.interface.cli"
+_WHOLE = "homelab_llm.argv"
 
 VERBS = {
     "run": f"{_CLI}.run:run",
@@ -49,9 +51,33 @@ VERBS = {
 }
 
 
+class Root(LazyGroup):
+    """``mlxctl`` itself: before a verb is even imported it is decided on which machine it runs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WHOLE] = list(args)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, unless the verb runs elsewhere: then the process ends with its exit code."""
+        if not ctx.resilient_parsing:
+            whole: list[str] = ctx.meta[_WHOLE]
+            options = {**ctx.params, "json": "--json" in whole[: len(whole) - len(args)]}
+            code = place_verb(ctx.ensure_object(Invocation), options, args)
+            if code is not None:
+                ctx.exit(code)
+        return super().resolve_command(ctx, args)
+
+
+def _expect(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    context.ensure_object(Invocation).expected_version = value
+
+
 @click.group(
     "mlxctl",
-    cls=LazyGroup,
+    cls=Root,
     verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -61,9 +87,18 @@ VERBS = {
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of models, settings and logs; else HOMELAB_HOME, else the platform's data folder.",
 )
+@click.option("--host", metavar="NAME", help="Run the verb on this machine, over ssh; else remote.inference_host.")
+@click.option("--local", is_flag=True, help="Run it here, whatever remote.inference_host says.")
+@click.option("--url", help="Speak to the daemon at this address, with the key in HOMELAB_KEY or --key-file.")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the API key for --url; admin verbs need a key made with --admin.",
+)
+@click.option(EXPECT_VERSION, is_eager=True, expose_value=False, hidden=True, callback=_expect)
 @click.pass_obj
-def mlxctl(invocation: Invocation, root: Path | None) -> None:
-    """Run language models on this machine.
+def mlxctl(invocation: Invocation, /, root: Path | None, **_elsewhere: object) -> None:
+    """Run language models on this machine, or on another one.
 
     The daemon is started when a verb needs it. Every verb takes --json.
     """

@@ -1,0 +1,148 @@
+"""Remote: the same command on another machine, over the system's own ``ssh``.
+
+Every argument arrives there byte for byte: the far login shell gets one line, quoted as POSIX ``sh`` reads it.
+Standard input, output and error are ours, and so is the exit code; only ssh's own failure becomes an error here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from homelab_llm.core.errors import HostUnavailable, InvalidInput, NotFound, VersionMismatch
+
+EXPECT_VERSION = "--expect-version"
+"""Tells the far side our version; it refuses what would change something on another one."""
+FAR_USAGE = 64
+"""How the far side says "the command line is wrong" when it was told our version; it is shown as 2 here.
+
+A program that does not know ``--expect-version`` ends with a plain 2. So both are told apart in the same call.
+"""
+_USAGE = 2
+_SSH_FAILED = 255
+_NO_SUCH_COMMAND, _NOT_EXECUTABLE = 127, 126
+_HOST = re.compile(r"[A-Za-z0-9_.:%\[\]@/+~][A-Za-z0-9_.:%\[\]@/+~-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class FarSide:
+    """A machine and how to reach it.
+
+    ``command`` is what runs there, as its shell reads it. ``ssh_config`` is a file of options for ssh; empty = its own.
+    """
+
+    host: str
+    command: str = "mlxctl"
+    ssh_config: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminals:
+    """Which of this process's streams are terminals."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """A terminal on both ends: the far side gets one too."""
+        return self.stdin and self.stdout and self.stderr
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether ssh may ask a person for a passphrase."""
+        return self.stdin and self.stderr
+
+
+def far_line(command: str, argv: Sequence[str]) -> str:
+    """One line for a POSIX shell that runs ``command`` with exactly these arguments.
+
+    Raises:
+        InvalidInput: an argument holds a NUL, which no program can be given.
+    """
+    if any("\0" in argument for argument in argv):
+        raise InvalidInput("an argument holds a NUL character", field="argument")
+    return " ".join([command, *map(shlex.quote, argv)])
+
+
+def ssh_argv(far: FarSide, argv: Sequence[str], terminals: Terminals) -> list[str]:
+    """The call of ssh.
+
+    Raises:
+        InvalidInput: the host is empty, or could be read as an option.
+    """
+    if not _HOST.fullmatch(far.host):
+        raise InvalidInput(
+            f"not a host: {far.host[:60]!r}", hint="write HOST, USER@HOST or a name of ~/.ssh/config", field="host"
+        )
+    options = ["-F", far.ssh_config] if far.ssh_config else []
+    options += ["-t"] if terminals.whole else ["-T"]
+    options += [] if terminals.can_ask else ["-o", "BatchMode=yes"]
+    return ["ssh", *options, "--", far.host, far_line(far.command, argv)]
+
+
+def run_there(
+    far: FarSide,
+    argv: Sequence[str],
+    terminals: Terminals,
+    *,
+    version: str,
+    environ: Mapping[str, str],
+) -> int:
+    """Run the command on the far side and return its exit code; blocks.
+
+    Args:
+        version: ours; the far side compares it before it does anything.
+
+    Raises:
+        HostUnavailable: ssh failed: no route, no such host, no key, the connection broke.
+        NotFound: ``far.command`` is not there.
+        VersionMismatch: it is too old to compare versions.
+    """
+    call = ssh_argv(far, [EXPECT_VERSION, version, *argv], terminals)
+    try:
+        code = _wait(subprocess.Popen(call, env=dict(environ)))
+    except FileNotFoundError as error:
+        raise HostUnavailable(
+            "there is no ssh on this machine", hint="install the OpenSSH client", host=far.host
+        ) from error
+    if code == FAR_USAGE:
+        return _USAGE
+    if failure := _failure(far, code, version):
+        raise failure
+    return code if code >= 0 else 128 - code
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Ctrl-C reaches ssh itself; we only wait until it has ended."""
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return process.wait()
+
+
+def _failure(far: FarSide, code: int, version: str) -> HostUnavailable | NotFound | VersionMismatch | None:
+    if code == _SSH_FAILED:
+        return HostUnavailable(
+            f"ssh to {far.host} failed; its reason is above",
+            hint=f"ssh {far.host} true    # or --local to run it here",
+            host=far.host,
+        )
+    if code in (_NO_SUCH_COMMAND, _NOT_EXECUTABLE):
+        return NotFound(
+            f"{far.command} cannot be run on {far.host}",
+            hint="install homelab-llm there, or set remote.command to its full path",
+            host=far.host,
+        )
+    if code == _USAGE:
+        return VersionMismatch(
+            f"{far.command} on {far.host} is too old to say its version; here is {version}",
+            hint=f"install version {version} on {far.host}",
+            here=version,
+            there="unknown",
+        )
+    return None
