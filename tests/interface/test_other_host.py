@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.interface.sshd import NAME, running_sshd
 
 import homelab_llm
 from homelab_llm.core.paths import Home
 from homelab_llm.interface.cli.reach import REACH, reach_of, verb_path
 from homelab_llm.interface.cli.reference import verbs
 from homelab_llm.testing.models import write_fake_model
+from homelab_llm.testing.sshd import NAME, running_sshd
 
 if TYPE_CHECKING:
     from tests.interface.conftest import Mlxctl
