@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homelab_llm import __version__
@@ -37,6 +37,7 @@ class Node:
     Args:
         engines: replaces the table of engines.
         shutdown: what ``POST /admin/shutdown`` does; without it the daemon cannot be stopped over HTTP.
+        restart: what ``POST /admin/restart`` does, with the Python to run the next daemon (empty = ours).
 
     ``listeners`` and ``warnings`` are filled by whoever binds the addresses, for ``/admin/status``.
     """
@@ -49,6 +50,7 @@ class Node:
         engines: Sequence[Engine] | None = None,
         clock: Clock | None = None,
         shutdown: Callable[[], None] | None = None,
+        restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self.home = home
         self.settings = settings
@@ -70,6 +72,7 @@ class Node:
                 recorder=self.recorder,
                 about=self.about,
                 shutdown=shutdown,
+                restart=restart,
             ),
             settings.server,
             stall_timeout_s=settings.fleet.stall_timeout_s,
@@ -87,6 +90,19 @@ class Node:
         await self.fleet.close()
         await self._looking
         self.recorder.close()
+
+    def hand_over(self) -> dict[str, int]:
+        """Begin nothing any more; gives the requests that run, by worker. They go on."""
+        self.app.hand_over(self.home.daemon_sock)
+        return self.leases()
+
+    async def take_back(self) -> None:
+        """Go on as before ``hand_over``."""
+        self.app.resume()
+
+    def leases(self) -> dict[str, int]:
+        """How many requests run in each worker that has some."""
+        return {row["id"]: row["leases"] for row in self.fleet.status()["workers"] if row["leases"]}
 
     def about(self) -> Mapping[str, Any]:
         """What ``/admin/status`` says besides the fleet."""

@@ -14,28 +14,42 @@ from contextlib import contextmanager
 import pytest
 
 from homelab_llm.core.paths import Home
+from homelab_llm.ops.launch import owner_pid
+from homelab_llm.ops.record import DaemonRecord, write_record
 
 PROGRAM = """
 import asyncio, os, sys
 from homelab_llm.core.paths import Home
-from homelab_llm.ops.life import live
+from homelab_llm.ops.life import Life, live
+from homelab_llm.ops.ownership import sole_daemon
 
 class House:
     addresses = ["127.0.0.1:4321"]
     warnings = [{"text": "a port was taken", "hint": "free it"}]
-    async def start(self):
+    def bind(self):
         home.daemon_sock.touch()
+    async def start(self, leases):
         if "fail" in sys.argv:
             raise RuntimeError("no")
         print("start", flush=True)
-    async def stop(self, drain_s):
-        print("stop", drain_s, home.daemon_json.exists(), flush=True)
+    def let_go(self, worker_id):
+        print("let go", worker_id, flush=True)
+    async def stop(self, drain_s, *, leave_workers, remove):
+        left = " and workers stay" if leave_workers else ""
+        print("stop", drain_s, home.daemon_json.exists(), f"remove={remove}{left}", flush=True)
         if "hang" in sys.argv:
             await asyncio.sleep(600)
 
+async def main(owner):
+    stopping = asyncio.Event()
+    if "shutdown" in sys.argv:
+        stopping.set()
+    hang_up = lambda: print("hup", flush=True)
+    await live(House(), Life(home, owner, os.environ, stopping, drain_s=2, hang_up=hang_up))
+
 home = Home.at()
-stopping = asyncio.Event()
-asyncio.run(live(House(), stopping, home, os.environ, drain_s=2, hang_up=lambda: print("hup", flush=True)))
+with sole_daemon(home) as owner:
+    asyncio.run(main(owner))
 print("end", flush=True)
 """
 
@@ -74,7 +88,8 @@ def test_a_signal_drains_and_ends_with_zero_leaving_nothing(home: Home, number: 
                 assert record["managed"] is True
                 process.send_signal(number)
                 assert manager.recv(100) == b"STOPPING=1"
-                assert line(process) == "stop 2 False"
+                left = " and workers stay" if number == signal.SIGTERM else ""
+                assert line(process) == f"stop 2 False remove=True{left}"
                 assert line(process) == "end"
                 assert process.wait(10) == 0
         finally:
@@ -99,12 +114,41 @@ def test_a_hang_up_is_passed_on_and_ends_nothing(home: Home) -> None:
         process.send_signal(signal.SIGHUP)
         assert line(process) == "hup"
         process.send_signal(signal.SIGTERM)
-        assert line(process) == "stop 2 False"
+        assert line(process) == "stop 2 False remove=True"
 
 
 def test_a_house_that_cannot_start_is_taken_down_and_leaves_nothing(home: Home) -> None:
     with life("fail") as process:
-        assert line(process) == "stop 2 False"
+        assert line(process) == "stop 2 False remove=True"
         assert process.wait(10) == 1
     assert not home.daemon_json.exists()
     assert not home.daemon_sock.exists()
+
+
+def test_a_manager_that_asks_over_the_socket_ends_the_workers_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOMELAB_SERVICE", "launchd")
+    with life("shutdown") as process:
+        assert line(process) == "start"
+        assert line(process) == "stop 2 False remove=True"
+        assert process.wait(10) == 0
+
+
+@pytest.mark.requirement("R-S2")
+def test_a_second_daemon_is_refused_with_the_pid_of_the_first(home: Home) -> None:
+    with life() as first:
+        assert line(first) == "start"
+        with life() as second:
+            assert second.wait(20) == 1
+            assert second.stderr is not None
+            assert f"another daemon owns {home.root} (pid {first.pid})" in second.stderr.read()
+        assert home.daemon_sock.exists(), "the first one is not disturbed"
+
+
+@pytest.mark.requirement("R-S2")
+def test_a_pid_file_whose_pid_is_somebody_elses_now_keeps_nobody_out(home: Home) -> None:
+    home.daemon_lock.write_text(str(os.getpid()))
+    write_record(home, DaemonRecord(pid=os.getpid(), version="1", started_unix_s=0, socket=str(home.daemon_sock)))
+    assert owner_pid(home) is None
+    with life() as process:
+        assert line(process) == "start"
+        assert owner_pid(home) == process.pid

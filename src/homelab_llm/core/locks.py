@@ -29,10 +29,15 @@ def try_lock(path: Path) -> int | None:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return None
         raise
+    sign(handle)
+    return handle
+
+
+def sign(handle: int) -> None:
+    """Write our pid into a lock that we hold, for messages."""
     with contextlib.suppress(OSError):  # a full disk: the pid is for messages only, the lock is held
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-    return handle
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from homelab_llm.core.errors import Conflict
+from homelab_llm.core.errors import Conflict, Forbidden
 from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.exchange import NDJSON, Exchange
 from homelab_llm.gateway.seams import Catalogue, Fleet
@@ -20,7 +20,8 @@ class Admin:
     Args:
         about: ``{version, pid, home, uptime_s, listeners, warnings: [{text, hint}]}`` of the daemon.
         shutdown: asks the daemon to end; returns at once. None: this process is not a daemon.
-        restart: hands over to a new daemon; returns what it says of itself when it serves.
+        restart: hands over to a new daemon, run by the Python it is given (empty = this one's); returns what the new
+            one says of itself when it serves.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Admin:
         fleet: Fleet,
         about: Callable[[], Mapping[str, Any]],
         shutdown: Callable[[], None] | None,
-        restart: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+        restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
@@ -72,11 +73,14 @@ class Admin:
         await exchange.json({"stopping": True}, 202)
         self._shutdown()
 
-    async def restart(self, exchange: Exchange) -> None:
+    async def restart(self, exchange: Exchange, body: dict[str, Any], *, trusted: bool) -> None:
         """Hand over to a new daemon; answers when that one serves."""
         if self._restart is None:
             raise _no_daemon()
-        await exchange.json(await self._restart())
+        python = body.get("python", "")
+        if python and not trusted:
+            raise Forbidden("a program to run is taken from the daemon's own socket only", field="python")
+        await exchange.json(await self._restart(python))
 
 
 def _no_daemon() -> Conflict:

@@ -33,7 +33,7 @@ from homelab_llm.gateway.listeners import Listener
 from homelab_llm.gateway.models import ModelList
 from homelab_llm.gateway.openapi import document
 from homelab_llm.gateway.proxy import CHAT_PATH, COMPLETION_PATH, Proxy
-from homelab_llm.gateway.routes import LOAD, ROUTES, UNLOAD, Route
+from homelab_llm.gateway.routes import LOAD, RESTART, ROUTES, UNLOAD, Route
 from homelab_llm.gateway.routing import StoreRouter
 from homelab_llm.gateway.seams import Catalogue, Controller, Fleet, Keys, Recorder, Router, Shaper
 from homelab_llm.gateway.upstream import Upstream
@@ -61,7 +61,7 @@ class Parts:
     recorder: Recorder
     about: Callable[[], Mapping[str, Any]]
     shutdown: Callable[[], None] | None = None
-    restart: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None
     router: Router | None = None
     controller: Controller | None = None
     events: EventBus | None = None
@@ -136,7 +136,8 @@ class App:
         self._away = True
         self._events.close()
         for exchange in self._exchanges:
-            exchange.close_connection()
+            if not exchange.started:  # a reply whose head did not say so must not be its connection's last
+                exchange.close_connection()
 
     def resume(self) -> None:
         """Serve again. What was refused with ``HandedOver`` still goes over the socket, which is ours again."""
@@ -334,7 +335,9 @@ class App:
         await self._events.serve(exchange)
 
     async def _admin_restart(self, exchange: Exchange) -> None:
-        await self._admin.restart(exchange)
+        listener: Listener = (exchange.scope.get("state") or {}).get("listener", _NO_LISTENER)
+        body = RESTART(await self._body(exchange), "")
+        await self._admin.restart(exchange, body, trusted=listener.control)
 
     async def _admin_shutdown(self, exchange: Exchange) -> None:
         await self._admin.shutdown(exchange)

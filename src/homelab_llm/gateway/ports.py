@@ -29,7 +29,7 @@ def wanted_addresses(listen: Iterable[str], slots: SlotTable, slot_bind: str) ->
 
 
 class Ports:
-    """Listening sockets and held addresses of one front door.
+    """Listening sockets and held addresses of one front door. While ``paused`` no more are taken.
 
     Args:
         named: the user chose the front addresses, so one that is taken is an error.
@@ -50,6 +50,7 @@ class Ports:
         self._news = news
         self._held: list[Held] = []
         self.bound: list[Bound] = []
+        self.paused = False
 
     def bind(self, *, have_key: bool, inherited: Inherited | None = None) -> None:
         """Take everything that can be had; raises as ``listeners.bind_all``."""
@@ -78,6 +79,8 @@ class Ports:
         """Try what is held again, for ever; ``serve`` begins to serve a socket that was had at last."""
         while self._held:
             await asyncio.sleep(again_s)
+            if self.paused:
+                continue
             refused: list[tuple[Wanted, OSError]] = []
             for wanted in [entry.wanted for entry in self._held]:
                 try:

@@ -64,6 +64,9 @@ UNLOAD = Record(
     }
 )
 NOTHING = Record({})
+RESTART = Record(
+    {"python": Field(Text(1000, empty=False), "interpreter of the new daemon; only from the daemon's own socket")}
+)
 OF_MODEL = Record({"model": _MODEL})
 OF_SLOT = Record({"slot": _SLOT})
 SLOT_LOAD = Record(
@@ -154,6 +157,13 @@ ROUTES: tuple[Route, ...] = (
     _post("/admin/explain", "Where a request would go and why.", "explain", EXPLAIN),
     _post("/admin/registry/refresh", "Read the registry again.", "refresh", NOTHING),
     Route(("GET",), "/admin/events", "admin", "What happens, as server-sent events.", "admin_events"),
-    Route(("POST",), "/admin/restart", "admin", "Hand over to a new daemon; nothing is unloaded.", "admin_restart"),
+    Route(
+        ("POST",),
+        "/admin/restart",
+        "admin",
+        "Hand over to a new daemon; nothing is unloaded.",
+        "admin_restart",
+        RESTART,
+    ),
     Route(("POST",), "/admin/shutdown", "admin", "End the daemon in order.", "admin_shutdown"),
 )

@@ -28,6 +28,9 @@ from homelab_llm.gateway.seams import Keys
 
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they, not we, close them
 _LAST_WORDS_S = 2.0
+_LINGER_MIN_S = 2.0  # how long a daemon that handed over keeps idle connections open
+_LINGER_S = 1.0  # and after the last request that came on one
+_LOOK_S = 0.05
 
 
 class _Server(uvicorn.Server):
@@ -186,35 +189,69 @@ class FrontDoor:
         ]
         _calm_collector()
 
+    def sockets(self) -> list[tuple[str, int]]:
+        """The listening sockets by what was asked for when they were bound, for ``Inherited`` in another process."""
+        return [(entry.wanted, entry.socket.fileno()) for entry in self._ports.bound]
+
     def pause(self) -> None:
         """Accept nothing for now; what comes waits in the kernel's queue."""
+        self._ports.paused = True
         if self._server is not None:
             self._server.pause()
 
     async def resume(self) -> None:
         """Accept again, after ``pause``."""
+        self._ports.paused = False
         if self._server is not None:
             await self._server.accept()
 
-    async def stop(self, drain_s: float = 5.0) -> None:
-        """Accept nothing more, let running requests end for up to ``drain_s``, then end them with an error."""
-        server, serving = self._server, self._serving
-        if server is None or serving is None:
+    async def leave(self, drain_s: float) -> None:
+        """After ``pause``: end what runs within ``drain_s`` and close, while another process serves the addresses.
+
+        Connections that are idle stay open for a moment: a client may just be sending on one.
+        """
+        server = self._server
+        if server is None:
             return
-        self._app.stop()
+        loop = asyncio.get_running_loop()
+        give_up_s, quiet_s = loop.time() + drain_s, loop.time() + _LINGER_MIN_S
+        state = server.server_state
+        replies = state.total_requests
+        while loop.time() < give_up_s and (self._app.running or (state.connections and loop.time() < quiet_s)):
+            await asyncio.sleep(_LOOK_S)
+            if self._app.running or state.total_requests != replies:
+                replies = state.total_requests
+                quiet_s = max(quiet_s, loop.time() + _LINGER_S)
+        await self._end(server, _LAST_WORDS_S, remove=False)
+
+    async def stop(self, drain_s: float = 5.0, *, remove: bool = True) -> None:
+        """Accept nothing more, let running requests end for up to ``drain_s``, then end them with an error.
+
+        Args:
+            remove: also the daemon's own socket from the file system; not when it is another daemon's.
+        """
+        if self._server is None:
+            self._ports.close(remove=remove)
+            return
+        self._app.stopping = True
+        await self._end(self._server, drain_s, remove=remove)
+
+    async def _end(self, server: _Server, drain_s: float, *, remove: bool) -> None:
+        serving = self._serving
         server.config.timeout_graceful_shutdown = int(drain_s + 2 * _LAST_WORDS_S) + 1
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=drain_s)
-        if not serving.done():
-            self._app.abort_all()
-            await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
-        server.cut()
-        await serving
+        if serving is not None:
+            await asyncio.wait({serving}, timeout=drain_s)
+            if not serving.done():
+                self._app.abort_all()
+                await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
+            server.cut()
+            await serving
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
         await self._app.close()
-        self._ports.close(remove=True)
+        self._ports.close(remove=remove)
         self._server = self._serving = None
 
     async def _sweep(self, server: _Server) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from socket import socket
+from typing import TYPE_CHECKING, Any
 
 from homelab_llm.core.events import Event
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
+from homelab_llm.gateway.listeners import Inherited
 from homelab_llm.gateway.server import FrontDoor
 from homelab_llm.node import Node
 from homelab_llm.ops.record import update_record
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 0.05  # how soon the new daemon hears that a request of the old one ended
+
 
 class NodeHouse:
     """A node that is served.
@@ -26,6 +31,8 @@ class NodeHouse:
         engines: replaces the table of engines.
         named: the addresses were given on the command line, so a taken one is an error.
         stop: asks the daemon to end; ``POST /admin/shutdown`` calls it.
+        restart: hands over to a new daemon; ``POST /admin/restart`` calls it.
+        sockets: those of an earlier daemon that started this one.
     """
 
     def __init__(
@@ -36,8 +43,10 @@ class NodeHouse:
         *,
         named: bool,
         stop: Callable[[], None],
+        restart: Callable[[str], Awaitable[dict[str, Any]]],
+        sockets: Sequence[tuple[str, socket]] = (),
     ) -> None:
-        self._node = Node(home, settings, engines=engines, shutdown=stop)
+        self._node = Node(home, settings, engines=engines, shutdown=stop, restart=restart)
         self._door = FrontDoor(
             self._node.app,
             settings.server,
@@ -46,10 +55,12 @@ class NodeHouse:
             named=named,
             slots=settings.slots.table(),
             slot_bind=settings.slots.bind,
+            inherited=Inherited(sockets),
             news=self._on_port,
         )
         self._home = home
         self._own_warnings: list[dict[str, str]] = []
+        self._node_began = False
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -59,11 +70,61 @@ class NodeHouse:
     def warnings(self) -> Sequence[dict[str, str]]:
         return self._node.warnings
 
-    async def start(self) -> None:
+    # --- one life, see ``life.House`` ---
+
+    def bind(self) -> None:
+        self._door.bind()
+
+    async def start(self, leases: Mapping[str, int]) -> None:
+        self._node_began = True
+        log.debug("taking over", extra={"leases": dict(leases)})
         await self._node.start()
         await self._door.start()
         self._own_warnings = list(self._node.warnings)
         self._tell_ports()
+
+    def let_go(self, worker_id: str) -> None:
+        log.debug("a request of the old daemon ended", extra={"worker": worker_id})
+
+    async def stop(self, drain_s: float, *, leave_workers: bool, remove: bool) -> None:
+        log.debug("closing", extra={"leave_workers": leave_workers})
+        await self._door.stop(drain_s, remove=remove)
+        if self._node_began:
+            await self._node.close()
+
+    # --- the handover, see ``handover.restart.Leaving`` ---
+
+    def sockets(self) -> Sequence[tuple[str, int]]:
+        return self._door.sockets()
+
+    async def hand_over(self) -> Mapping[str, int]:
+        self._door.pause()
+        return self._node.hand_over()
+
+    async def take_back(self) -> None:
+        await self._node.take_back()
+        await self._door.resume()
+
+    async def leave(self, drain_s: float, done: Callable[[str], None]) -> None:
+        telling = asyncio.create_task(self._tell_ends(done))
+        try:
+            await self._door.leave(drain_s)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            await self._node.close()
+
+    async def _tell_ends(self, done: Callable[[str], None]) -> None:
+        known = self._node.leases()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = self._node.leases()
+            for worker_id, count in known.items():
+                for _ in range(count - now.get(worker_id, 0)):
+                    done(worker_id)
+            known = now
+
+    # --- ports that others held ---
 
     def _tell_ports(self) -> None:
         self._node.listeners[:] = self._door.addresses
@@ -74,7 +135,3 @@ class NodeHouse:
         log.info(event.text, extra=dict(event.facts))
         self._tell_ports()
         update_record(self._home, list(self.addresses), list(self.warnings))
-
-    async def stop(self, drain_s: float) -> None:
-        await self._door.stop(drain_s)
-        await self._node.close()

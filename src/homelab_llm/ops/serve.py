@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import click
 
-from homelab_llm.core.errors import DaemonRunning, InvalidInput
-from homelab_llm.core.locks import holder_pid, try_lock
+from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.paths import Home
 from homelab_llm.interface.cli.invocation import Invocation, Verb, verb
+from homelab_llm.ops.handover.inherit import Inheritance
+from homelab_llm.ops.ownership import Ownership, sole_daemon
 
 if TYPE_CHECKING:
     from homelab_llm.core.settings import Settings
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 DRAIN_S = 10.0
 
 
-def command(engines: Sequence[Engine] | None = None) -> Verb:
-    """The verb; ``engines`` replaces the table of engines."""
+def command(engines: Sequence[Engine] | None = None, module: str = __spec__.name) -> Verb:
+    """The verb; ``engines`` replaces the table of engines, ``module`` is run by the next daemon after a restart."""
 
     @verb("serve")
     @click.option(
@@ -52,14 +54,22 @@ def command(engines: Sequence[Engine] | None = None) -> Verb:
         TERM or Ctrl-C lets running requests end, then stops; a second one stops at once. HUP reads the settings again.
         """
         home = Home.at(root or invocation.home_root, environ=invocation.environ)
-        if config is not None and not config.exists():
-            raise InvalidInput(f"no such file: {config}", field="config")
-        with _sole_daemon(home):
-            source = config or home.config
-            chosen = _flags(listen, flags)
-            settings = _settings(source, invocation.environ, chosen)
-            _configure_logs(home, settings, foreground_console="log" not in chosen)
-            _run(home, settings, engines, invocation.environ, named=bool(listen), source=source, flags=chosen)
+        heir = Inheritance.of(os.environ)
+        with heir.reporting() if heir is not None else nullcontext():
+            if config is not None and not config.exists():
+                raise InvalidInput(f"no such file: {config}", field="config")
+            with sole_daemon(home, heir.lock if heir is not None else None) as owner:
+                source = config or home.config
+                order = Order(
+                    flags=_flags(listen, flags),
+                    source=source,
+                    environ=invocation.environ,
+                    named=bool(listen),
+                    again=("-m", module, *_arguments(home, listen, config, flags)),
+                )
+                settings = order.settings()
+                _configure_logs(home, settings, foreground_console="log" not in order.flags)
+                _run(home, settings, engines, order, owner=owner, heir=heir)
 
     return serve
 
@@ -67,30 +77,36 @@ def command(engines: Sequence[Engine] | None = None) -> Verb:
 serve = command()
 
 
-def main(engines: Sequence[Engine] | None = None) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How this daemon was called. ``named``: addresses were among it. ``again``: how to call the next one."""
+
+    flags: dict[str, dict[str, Any]]
+    source: Path
+    environ: Mapping[str, str]
+    named: bool
+    again: tuple[str, ...]
+
+    def settings(self) -> Settings:
+        """Read the settings, anew with each call."""
+        from homelab_llm.core.settings import load_settings
+
+        return load_settings(self.source, self.environ, self.flags)
+
+
+def main(engines: Sequence[Engine] | None = None, module: str = __spec__.name) -> NoReturn:
     """Run ``mlxserve`` with this process's arguments and exit with its code."""
     from homelab_llm.interface.cli.guard import guarded
 
-    sys.exit(guarded(command(engines), "mlxserve", sys.argv[1:], os.environ))
+    sys.exit(guarded(command(engines, module), "mlxserve", sys.argv[1:], os.environ))
 
 
-@contextmanager
-def _sole_daemon(home: Home) -> Iterator[None]:
-    """Hold the home for life; what a killed daemon left behind is removed."""
-    from homelab_llm.ops.life import tidy
-
-    home.ensure()
-    handle = try_lock(home.daemon_lock)
-    if handle is None:
-        pid = holder_pid(home.daemon_lock)
-        raise DaemonRunning(
-            f"another daemon owns {home.root}" + (f" (pid {pid})" if pid else ""), hint="mlxctl daemon status", pid=pid
-        )
-    tidy(home)
-    try:
-        yield
-    finally:
-        os.close(handle)
+def _arguments(home: Home, listen: Sequence[str], config: Path | None, flags: Mapping[str, Any]) -> list[str]:
+    """The command line that means the same in another process."""
+    given = [("home", str(home.root)), *(("listen", address) for address in listen)]
+    given += [("config", str(config.absolute()))] if config else []
+    given += [(name.replace("_", "-"), str(value)) for name, value in flags.items() if value is not None]
+    return [part for name, value in given for part in (f"--{name}", value)]
 
 
 def _flags(listen: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,12 +118,6 @@ def _flags(listen: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[st
     }
     chosen = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in layers.items()}
     return {section: keys for section, keys in chosen.items() if keys}
-
-
-def _settings(source: Path, environ: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]) -> Settings:
-    from homelab_llm.core.settings import load_settings
-
-    return load_settings(source, environ, flags)
 
 
 def _configure_logs(home: Home, settings: Settings, *, foreground_console: bool) -> None:
@@ -127,34 +137,58 @@ def _run(
     home: Home,
     settings: Settings,
     engines: Sequence[Engine] | None,
-    environ: Mapping[str, str],
+    order: Order,
     *,
-    named: bool,
-    source: Path,
-    flags: Mapping[str, Mapping[str, Any]],
+    owner: Ownership,
+    heir: Inheritance | None,
 ) -> None:
     import asyncio
 
     import uvloop
 
+    from homelab_llm.ops.handover.restart import Restart
     from homelab_llm.ops.house import NodeHouse
-    from homelab_llm.ops.life import live
+    from homelab_llm.ops.launch import daemon_log
+    from homelab_llm.ops.life import Life, live
     from homelab_llm.ops.reload import report_changes
 
-    async def life() -> None:
-        stopping = asyncio.Event()
-        await live(
-            NodeHouse(home, settings, engines, named=named, stop=stopping.set),
-            stopping,
+    async def one_life() -> None:
+        life = Life(
             home,
-            environ,
+            owner,
+            order.environ,
+            asyncio.Event(),
             drain_s=DRAIN_S,
+            hang_up=lambda: report_changes(settings, order.settings),
             engine=settings.engine.prefer,
-            hang_up=lambda: report_changes(settings, lambda: _settings(source, environ, flags)),
+            heir=heir,
         )
 
+        async def ask(python: str) -> dict[str, Any]:
+            return await restart.ask(python)
+
+        house = NodeHouse(
+            home,
+            settings,
+            engines,
+            named=order.named,
+            stop=life.stopping.set,
+            restart=ask,
+            sockets=heir.sockets if heir is not None else (),
+        )
+        restart = Restart(
+            house,
+            owner,
+            order.environ,
+            order.again,
+            daemon_log(home),
+            announce=lambda: life.announce(house),
+            end=life.stopping.set,
+        )
+        await live(house, life, restart)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(life())
+        runner.run(one_life())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from homelab_llm.core.locks import locked
 from homelab_llm.core.paths import Home
 
 _POLL_S = 0.005
@@ -54,6 +56,7 @@ class Daemon:
             **(environ or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     def __enter__(self) -> Daemon:
         self.start()
@@ -66,8 +69,8 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The daemon's process id."""
-        return self._running().pid
+        """The daemon's process id; after a restart the new one's."""
+        return self._pid or self._running().pid
 
     @property
     def port(self) -> int:
@@ -87,6 +90,7 @@ class Daemon:
             RuntimeError: it ended, or was not ready in time; the message holds its log.
         """
         log = self.home.logs / "test-daemon.log"
+        self._pid = 0
         started = time.perf_counter()
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
@@ -102,10 +106,24 @@ class Daemon:
         self.kill()
         raise RuntimeError(f"the daemon is not ready:\n{log.read_text()[-4000:]}")
 
-    def stop(self, within_s: float = 20) -> int:
-        """Ask it to end (SIGTERM), kill it if it does not; returns its exit code."""
+    def restart(self) -> dict[str, Any]:
+        """A planned restart; returns when the new daemon serves, with what it says of itself.
+
+        Raises:
+            RuntimeError: it was refused or failed; the message holds the answer.
+        """
+        status, told = self.call("POST", "/admin/restart", {})
+        if status != 200:
+            raise RuntimeError(f"{status}: {told}")
+        self._pid = told["pid"]
+        return dict(told)
+
+    def stop(self, within_s: float = 40) -> int:
+        """Ask it to end (SIGTERM), kill it if it does not; returns its exit code, 0 after a restart."""
         process = self._running()
-        if process.poll() is None:
+        if self._pid:
+            self._stop_heir(within_s)
+        elif process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
             return process.wait(within_s)
@@ -113,15 +131,22 @@ class Daemon:
             self.kill()
             raise
 
-    def wait(self, within_s: float = 30) -> int:
-        """Wait until it has ended by itself; its exit code, negative for a signal."""
-        return self._running().wait(within_s)
-
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         process = self._running()
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
         process.kill()
         process.wait(10)
+
+    def _stop_heir(self, within_s: float) -> None:
+        """End a daemon that is not our child: its end is known by the home's lock."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
+        with locked(self.home.daemon_lock, wait_s=within_s):
+            self._pid = 0
 
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 120) -> tuple[int, Any]:
         """One request over ``daemon.sock``: status and parsed JSON (or text)."""

@@ -12,4 +12,6 @@ from homelab_llm.ops.serve import main
 from homelab_llm.testing.engines import FakeEngine
 
 if __name__ == "__main__":
-    main(engines=(FakeEngine(pooled=os.environ.get("FAKE_ENGINE", "pooled") == "pooled"), *ENGINES))
+    main(
+        engines=(FakeEngine(pooled=os.environ.get("FAKE_ENGINE", "pooled") == "pooled"), *ENGINES), module=__spec__.name
+    )

@@ -1,1 +1,0 @@
-"""The controller: which model each slot serves, and how that changes without a failed request."""
