@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from homelab_llm.core import errors
 
@@ -69,16 +69,10 @@ class WebDoor:
     """
 
     def __init__(self, url: str, key: str = "") -> None:
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
+        parts, port = _parsed(url)
         plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or not plain:
-            raise errors.InvalidInput(
-                f"not the address of a daemon: {url[:80]!r}", hint="write http://HOST:PORT or https://HOST", field="url"
-            )
+        if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+            raise _no_address(url)
         if not key.isascii() or not key.isprintable():
             raise errors.InvalidInput("the key holds characters that no key has", field="key")
         self.secure = parts.scheme == "https"
@@ -114,3 +108,17 @@ class WebDoor:
         except BaseException:
             link.close()
             raise
+
+
+def _parsed(url: str) -> tuple[SplitResult, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError as error:
+        raise _no_address(url) from error
+
+
+def _no_address(url: str) -> errors.InvalidInput:
+    return errors.InvalidInput(
+        f"not the address of a daemon: {url[:80]!r}", hint="write http://HOST:PORT or https://HOST", field="url"
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homelab_llm.core.errors import SlotNotFound
+from homelab_llm.core.errors import Conflict, EndpointNotFound, SlotNotFound
 from homelab_llm.core.names import DEFAULT_TAG
 from homelab_llm.interface.cli.completion import model_names, slot_names, slots_and_models
 from homelab_llm.interface.cli.invocation import Invocation, verb
@@ -129,5 +129,13 @@ def adopt(invocation: Invocation, slot: str) -> None:
 
 
 def slots_of(client: DaemonClient) -> list[dict[str, Any]]:
-    """The rows of all slots; empty where the daemon has none."""
-    return list(client.get("/admin/slots").get("slots") or ())
+    """The rows of all slots; none where the daemon has none, or is of a version without."""
+    return list(slot_report(client).get("slots") or ())
+
+
+def slot_report(client: DaemonClient) -> dict[str, Any]:
+    """``slots`` and ``drift``; empty where the daemon has none."""
+    try:
+        return dict(client.get("/admin/slots"))
+    except (Conflict, EndpointNotFound):
+        return {}

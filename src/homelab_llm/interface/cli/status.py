@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import homelab_llm
-from homelab_llm.core.errors import Conflict, EndpointNotFound
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.output import format_table
-
-if TYPE_CHECKING:
-    from homelab_llm.interface.daemon_client import DaemonClient
+from homelab_llm.interface.cli.slots import slot_report
 
 _COLUMNS = 100
 _SLOT_HEADERS = ("PORT", "ALIAS", "STATE", "MODEL", "PID", "UP", "MEMORY", "BUSY")
@@ -31,18 +28,10 @@ def status(invocation: Invocation) -> None:
             data, lambda: ["the daemon is not running; it starts when a verb needs it", f"home  {data['home']}"]
         )
         return
-    found: dict[str, Any] = {**client.get("/admin/status"), **_slots(client)}
+    found: dict[str, Any] = {**client.get("/admin/status"), **slot_report(client)}
     invocation.output.result({"running": True, **found}, lambda: _lines(found))
     for warning in found.get("warnings") or ():
         invocation.output.warning(warning["text"], warning.get("hint") or "")
-
-
-def _slots(client: DaemonClient) -> dict[str, Any]:
-    """The slots and whether one drifts; empty for a daemon that has none, or is of a version without."""
-    try:
-        return dict(client.get("/admin/slots"))
-    except (Conflict, EndpointNotFound):
-        return {}
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
