@@ -100,11 +100,15 @@ def test_stop_ends_it_and_a_second_stop_finds_none(quiet: Home) -> None:
     assert json.loads(again.stdout)["stopped"] is False
 
 
-def test_restart_is_another_process(quiet: Home) -> None:
+@pytest.mark.parametrize("how", [(), ("--cold",)])
+def test_restart_is_another_process(quiet: Home, how: tuple[str, ...]) -> None:
     start(quiet)
     before = owner_pid(quiet)
-    done = subprocess.run([*MLXCTL, "daemon", "restart", "--json"], capture_output=True, check=True)
-    assert json.loads(done.stdout)["pid"] not in (None, before)
+    done = subprocess.run([*MLXCTL, "daemon", "restart", "--json", *how], capture_output=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["pid"] not in (None, before)
+    assert told["pid"] == owner_pid(quiet)
+    assert told["state"] == ("started" if how else "restarted")
 
 
 def test_a_daemon_that_holds_the_home_and_answers_nobody_can_be_stopped(quiet: Home) -> None:
@@ -149,7 +153,7 @@ async def test_a_service_is_restarted_by_its_manager_and_not_by_us(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with background(serve, {**os.environ, "NOTIFY_SOCKET": "/nonexistent"}) as first:
         await eventually(DaemonClient(quiet.daemon_sock).answers, 30)
-        done = subprocess.run([*MLXCTL, "daemon", "restart", "--json"], capture_output=True, check=True)  # noqa: ASYNC221
+        done = subprocess.run([*MLXCTL, "daemon", "restart", "--cold", "--json"], capture_output=True, check=True)  # noqa: ASYNC221
         second = json.loads(done.stdout)
         assert first.wait(20) == 0
     assert second["managed"] is True

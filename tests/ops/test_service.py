@@ -6,6 +6,8 @@ import os
 import plistlib
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,27 @@ def test_the_unit_tells_ready_itself_and_restarts_after_a_crash_only(spec: Servi
     assert "NoNewPrivileges=yes" in unit
     assert f'"--home" "{spec.home}"' in unit
     assert all(re.fullmatch(r"\[\w+\]|\w+=.*|", line) for line in unit.splitlines())
+
+
+@pytest.mark.requirement("B-5", "R-U3")
+def test_workers_outlive_the_service_and_can_be_proven(spec: ServiceSpec) -> None:
+    options = dict(line.split("=", 1) for line in render_unit(spec).splitlines() if "=" in line)
+    assert options["KillMode"] == "process"
+    assert options["RuntimeDirectoryPreserve"] == "yes"
+    assert options["NotifyAccess"] == "main"
+    assert not options.keys() & {"ProcSubset", "ProtectProc", "ProtectHome", "PrivateTmp", "PrivatePIDs"}
+    assert plistlib.loads(render_agent(spec))["AbandonProcessGroup"] is True
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="this machine has no systemd-analyze")
+def test_systemd_finds_no_fault_with_the_unit(spec: ServiceSpec, tmp_path: Path) -> None:
+    unit = tmp_path / UNIT
+    unit.write_text(render_unit(spec))
+    done = subprocess.run(
+        ["systemd-analyze", "--user", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert UNIT not in done.stderr, "every option is known and well-formed"
 
 
 def test_nothing_in_an_argument_is_expanded_by_systemd() -> None:

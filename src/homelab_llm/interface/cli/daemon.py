@@ -7,16 +7,20 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from homelab_llm.core.errors import DaemonUnavailable, DeadlineExceeded
+from homelab_llm.core.errors import DaemonUnavailable, DeadlineExceeded, EndpointNotFound, UnsupportedRequest
 from homelab_llm.core.paths import Home
 from homelab_llm.core.units import format_duration
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.lazy import LazyGroup
 from homelab_llm.ops.launch import owner_pid
 from homelab_llm.ops.record import DaemonRecord, read_record
+
+if TYPE_CHECKING:
+    from homelab_llm.interface.daemon_client import DaemonClient
 
 STOP_TIMEOUT_S = 60.0
 _HERE = "homelab_llm.interface.cli.daemon"
@@ -49,10 +53,19 @@ def stop(invocation: Invocation) -> None:
 
 
 @verb("restart")
-def restart(invocation: Invocation) -> None:
-    """Stop the daemon if it runs, then start it; one that is a service through its service manager."""
+@click.option("--cold", is_flag=True, help="Stop it, then start it: models are unloaded, running requests end.")
+def restart(invocation: Invocation, cold: bool) -> None:
+    """Put a new daemon in place of the running one without losing a request or unloading a model.
+
+    The new one reads the settings again; if it fails, the old one goes on. Under launchd the service is restarted; its
+    workers live on.
+    """
+    client = invocation.daemon_if_running()
     record = read_record(invocation.home)
-    if record and record.managed and invocation.daemon_if_running():
+    if client is not None and not cold and _hand_over(invocation, client):
+        _tell(invocation, "restarted")
+        return
+    if client is not None and record is not None and record.managed:
         with invocation.output.loading("restarting the service"):
             _restart_service(invocation, record.pid)
     else:
@@ -88,6 +101,23 @@ def stop_daemon(invocation: Invocation) -> bool:
             with contextlib.suppress(ProcessLookupError):  # it holds the home but answers nobody: starting, or hung
                 os.kill(pid, signal.SIGTERM)
         _wait_until_free(invocation.home)
+    return True
+
+
+def _hand_over(invocation: Invocation, client: DaemonClient) -> bool:
+    """A planned restart by the Python that runs this; False when this daemon cannot be replaced like that.
+
+    Raises:
+        DaemonUnavailable: the new daemon failed; the old one goes on.
+    """
+    with invocation.output.loading("restarting the daemon"):
+        try:
+            client.post("/admin/restart", {"python": sys.executable})
+        except EndpointNotFound:  # a daemon of an earlier version
+            return False
+        except UnsupportedRequest as refused:
+            invocation.output.note(refused.message)
+            return False
     return True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from homelab_llm.core.errors import Conflict, HomelabError
+from homelab_llm.core.errors import Conflict, HomelabError, UnsupportedRequest
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.ops.handover.dialogue import Done, Prepared, Serving, Yours
 from homelab_llm.ops.handover.successor import Successor
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 TAKE_OVER_S = 30.0
 DRAIN_S = 30.0
+_COLD = "mlxctl daemon restart --cold"
 
 
 class Leaving(Protocol):
@@ -94,7 +95,8 @@ class Restart:
             python: the interpreter to run it with; empty = ours.
 
         Raises:
-            Conflict: a restart is under way, or this process cannot be replaced by another.
+            Conflict: a restart is under way.
+        UnsupportedRequest: whoever started this process would not accept another one in its place.
             DaemonUnavailable: the new daemon failed; this one goes on.
         """
         self._check()
@@ -118,13 +120,9 @@ class Restart:
         if self.running or self.handed_over:
             raise Conflict("a restart is under way", hint="mlxctl daemon status")
         if self._environ.get("HOMELAB_SERVICE") == "launchd":
-            raise Conflict(
-                "launchd follows one process and cannot take over another", hint="mlxctl daemon restart --cold"
-            )
+            raise UnsupportedRequest("launchd follows one process and cannot take over another", hint=_COLD)
         if os.getpid() == 1:
-            raise Conflict(
-                "this daemon is the first process of a container, which ends with it", hint="restart the container"
-            )
+            raise UnsupportedRequest("this daemon is process 1 of a container, which ends with it", hint=_COLD)
 
     async def _hand_over(self, python: str) -> dict[str, Any]:
         started_s = time.monotonic()

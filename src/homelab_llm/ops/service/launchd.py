@@ -14,7 +14,10 @@ LABEL = "org.homelab-llm.mlxserve"
 
 
 def render_agent(spec: ServiceSpec) -> bytes:
-    """The property list: started at login, and again after a crash, at most every ten seconds."""
+    """The property list: started at login, and again after a crash, at most every ten seconds.
+
+    Workers outlive the daemon (``AbandonProcessGroup``), so that the next one adopts them.
+    """
     return plistlib.dumps(
         {
             "Label": LABEL,
@@ -24,6 +27,7 @@ def render_agent(spec: ServiceSpec) -> bytes:
             "KeepAlive": {"SuccessfulExit": False},
             "ThrottleInterval": 10,
             "ExitTimeOut": 60,
+            "AbandonProcessGroup": True,
             "ProcessType": "Interactive",
             "Umask": 0o077,
             "StandardOutPath": str(spec.log),

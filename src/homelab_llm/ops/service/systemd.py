@@ -20,7 +20,11 @@ def quote(argument: str) -> str:
 
 
 def render_unit(spec: ServiceSpec) -> str:
-    """The unit: ready when the daemon says so, restarted after a crash but not after a wrong setting."""
+    """The unit: ready when the daemon says so, restarted after a crash but not after a wrong setting.
+
+    Only the daemon gets signals (``KillMode=process``) and its runtime folder stays, so that workers outlive it and the
+    next daemon adopts them. That daemon reads ``/proc`` to prove who they are: no option may hide it, nor the home.
+    """
     return f"""\
 [Unit]
 Description=homelab-llm daemon
@@ -36,7 +40,9 @@ RestartSec=2
 RestartPreventExitStatus=2 3 5
 TimeoutStartSec=60
 TimeoutStopSec=60
-KillMode=mixed
+KillMode=process
+RuntimeDirectoryPreserve=yes
+NotifyAccess=main
 UMask=0077
 NoNewPrivileges=yes
 LockPersonality=yes
