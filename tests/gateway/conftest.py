@@ -21,11 +21,11 @@ import httpx2
 import pytest
 
 from homelab_llm.core.errors import HomelabError, ModelNotFound, WorkerCrashed
-from homelab_llm.core.events import Event
+from homelab_llm.core.events import Event, EventBus
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.paths import Home
-from homelab_llm.core.registry.slots import SlotTable
+from homelab_llm.core.registry.slots import ALIASES, SlotTable
 from homelab_llm.core.settings import ServerSettings
 from homelab_llm.core.shaping import Shaped
 from homelab_llm.core.traits import WorkerTraits
@@ -37,6 +37,7 @@ from homelab_llm.gateway.seams import RequestRow, Shaper
 from homelab_llm.gateway.server import FrontDoor
 from homelab_llm.testing.engines import LLAMA_CPP_TRAITS, OWN_TRAITS
 from homelab_llm.testing.models import stored_fake_model, write_fake_model
+from homelab_llm.testing.slots import NotingController, TableRouter
 
 MODEL = "fake:latest"
 EMBEDDER = "embedder:latest"
@@ -104,7 +105,10 @@ class OneLease:
 
 @dataclass(slots=True)
 class OneFleet:
-    """A fleet of one worker: slots, a queue, leases; ``refuse`` makes every request fail, ``hold`` makes it wait."""
+    """A fleet of one worker: slots, a queue, leases.
+
+    ``refuse`` makes every request fail, each of ``failures`` one; ``hold`` makes it wait.
+    """
 
     worker: Worker
     granted: list[OneLease] = field(default_factory=list)
@@ -115,6 +119,7 @@ class OneFleet:
     condemned: list[str] = field(default_factory=list)
     refuse: HomelabError | None = None
     hold: asyncio.Event | None = None
+    failures: deque[HomelabError] = field(default_factory=deque)
     stands: Wait | None = None
     steps: Sequence[Wait] = (Wait("loading", 0.5), Wait("ready", 1.0))
 
@@ -131,6 +136,8 @@ class OneFleet:
             await self.hold.wait()
         if self.refuse is not None:
             raise self.refuse
+        if self.failures:
+            raise self.failures.popleft()
         while self.open_leases >= self.worker.parallel:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.waiting.append(turn)
@@ -225,6 +232,9 @@ class Door:
     rows: Rows
     home: Home
     shutdowns: list[bool]
+    router: TableRouter
+    controller: NotingController
+    events: EventBus
 
     @property
     def port(self) -> int:
@@ -240,12 +250,21 @@ class Door:
             options["transport"] = httpx2.AsyncHTTPTransport(uds=str(self.home.daemon_sock))
         return httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)
 
-    async def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
-        """One POST; ``body`` is JSON, or bytes as they are."""
+    async def post(self, path: str, body: Any, slot: int = 0, /, **headers: str) -> httpx2.Response:
+        """One POST, to a slot port or the front address; ``body`` is JSON, or bytes as they are."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with self.client() as client:
             chosen = {"content-type": "application/json", **headers}
-            return await client.post(path, content=content, headers=chosen)
+            return await client.post(self.at(path, slot), content=content, headers=chosen)
+
+    async def get(self, path: str, slot: int = 0, /, **headers: str) -> httpx2.Response:
+        """One GET, from a slot port or the front address."""
+        async with self.client() as client:
+            return await client.get(self.at(path, slot), headers=headers)
+
+    def at(self, path: str, slot: int) -> str:
+        """The URL of a path on a slot port; on the front address without one."""
+        return f"http://127.0.0.1:{slot}{path}" if slot else path
 
     async def raw(self, content: bytes, *, port: int = 0) -> bytes:
         """Everything the server answers to these bytes until it closes."""
@@ -362,18 +381,25 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         news: Callable[[Event], None] | None = None,
         again_s: float = 60,
         before: Callable[[KeyFile], None] = lambda _keys: None,
+        at: Home | None = None,
+        controlled: bool = True,
         **settings: Any,
     ) -> AsyncIterator[Door]:
+        own_home = at or home
         chosen = ServerSettings(**{"listen": ("127.0.0.1:0",), **settings})
-        fleet, keys, rows, shutdowns = OneFleet(worker), KeyFile(home.keys), Rows(), list[bool]()
+        fleet, keys, rows, shutdowns = OneFleet(worker), KeyFile(own_home.keys), Rows(), list[bool]()
         before(keys)
         about: dict[str, Any] = {"version": "0", "pid": os.getpid(), "warnings": []}
+        router, controller, events = TableRouter(shelf, slots or SlotTable()), NotingController(), EventBus(time.time)
         parts = Parts(shelf, fleet, shaper or NoShaper(), keys, rows, lambda: about, lambda: shutdowns.append(True))
+        parts.router = router
+        if controlled:
+            parts.controller, parts.events = controller, events
         app = App(parts, chosen, stall_timeout_s=stall_timeout_s)
         front = FrontDoor(
             app,
             chosen,
-            home.daemon_sock,
+            own_home.daemon_sock,
             keys,
             named=named,
             slots=slots,
@@ -384,11 +410,27 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         )
         await front.start()
         try:
-            yield Door(front, app, fleet, shelf, keys, rows, home, shutdowns)
+            yield Door(front, app, fleet, shelf, keys, rows, own_home, shutdowns, router, controller, events)
         finally:
             await front.stop(drain_s=0.2)
 
     return opened
+
+
+def free_slots(count: int) -> SlotTable:
+    """Slots on ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        ports = sorted(probe.getsockname()[1] for probe in probes)
+    return SlotTable.of(",".join(map(str, ports)), ALIASES)
+
+
+@pytest.fixture
+async def slot_door(workers: dict[str, Worker], open_door: OpenDoor) -> AsyncIterator[Door]:
+    """A front door with two slots, ``jerry-xl`` and ``jerry-l``, which serve nothing yet."""
+    async with open_door(workers["own"], slots=free_slots(2)) as opened:
+        yield opened
+        assert opened.fleet.open_leases == 0
 
 
 @pytest.fixture(params=["own", "llama"])

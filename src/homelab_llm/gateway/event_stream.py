@@ -42,7 +42,7 @@ class Wanted:
         after = next((value.decode("latin-1") for name, value in headers if name == b"last-event-id"), "")
         kinds: frozenset[str] = frozenset()
         follow = True
-        for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=8):
+        for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
             if name == "after":
                 after = value or "-"
             elif name == "kinds":

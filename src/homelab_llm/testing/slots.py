@@ -1,127 +1,129 @@
-"""A daemon with slots and two fake models, and clients that keep asking one of its slots."""
+"""Slots for tests of the front door: a router that reads a table, and a controller that notes what it is asked."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
-import socket
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
-from homelab_llm.store.model_store import ModelStore
-from homelab_llm.testing.daemon import Daemon
-from homelab_llm.testing.models import write_fake_model
-
-ONE_MODEL_BYTES = 30_000_000
-"""A budget into which one fake model fits (about 17 MB), two do not."""
+from homelab_llm.core.errors import HomelabError, SlotEmpty, SlotNotFound
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.registry.slots import SlotTable
+from homelab_llm.gateway.seams import Catalogue, Target
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on just now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return sorted(sock.getsockname()[1] for sock in sockets)
+class TableRouter:
+    """A ``Router``: what each alias serves is set by ``point``; a swap is under way while ``swapping`` is set."""
+
+    def __init__(self, catalogue: Catalogue, slots: SlotTable) -> None:
+        self._catalogue = catalogue
+        self._slots = slots
+        self._targets: dict[str, Target] = {}
+        self._version = 0
+        self.swapping: asyncio.Event | None = None
+
+    def point(self, alias: str, target: Target | None) -> None:
+        """``alias`` serves this from now on; None: nothing."""
+        self._version += 1
+        self._targets.pop(alias, None)
+        if target is not None:
+            self._targets[alias] = target
+
+    def route(self, name: str, port: int = 0) -> Target:
+        """As ``Router.route``."""
+        alias = self._slots.find(port).alias if port else name
+        if target := self._targets.get(alias):
+            return target
+        if alias not in self._slots.aliases:
+            return Target(self._catalogue.resolve(name))
+        number = self._slots.find(alias).port
+        raise SlotEmpty(f"{alias} serves nothing", hint=f"mlxctl load MODEL {number}", port=number, alias=alias)
+
+    async def settled(self, target: Target) -> bool:
+        """As ``Router.settled``."""
+        if self.swapping is not None:
+            await self.swapping.wait()
+        return self._targets.get(target.alias) is not target
+
+    def listed(self) -> Sequence[tuple[str, StoredModel]]:
+        """As ``Router.listed``."""
+        return [(alias, target.model) for alias, target in self._targets.items()]
+
+    def stamp(self) -> object:
+        """As ``Router.stamp``."""
+        return self._version
 
 
-@contextlib.contextmanager
-def slotted(*, slots: int = 2, environ: Mapping[str, str] | None = None, names: str = "ab") -> Iterator[Daemon]:
-    """A daemon (fake engine) with fake models of these one-letter names and some slots on free ports."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
-        store = ModelStore(home.store)
-        for name in names:
-            store.import_path(write_fake_model(home.root / f"{name}.gguf", name=name), ModelRef.parse(name))
-        ports = ",".join(map(str, free_ports(slots)))
-        given = {"XDG_RUNTIME_DIR": str(runtime), **(environ or {})}
-        with Daemon(home, fake=True, slots=ports, environ=given) as daemon:
-            yield daemon
+class NotingController:
+    """A ``Controller`` that notes each call and answers with ``answer``, or with ``steps`` where steps are told.
 
+    ``error`` is raised by every call, by those with steps after the first. ``hold`` keeps them waiting after it.
+    """
 
-def rows(daemon: Daemon) -> list[dict[str, Any]]:
-    """The rows of ``/admin/slots``, by port."""
-    status, answer = daemon.call("GET", "/admin/slots")
-    if status != 200:
-        raise RuntimeError(f"/admin/slots answered {status}: {answer}")
-    return list(answer["slots"])
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.answer: dict[str, Any] = {"ok": True}
+        self.steps: list[dict[str, Any]] = [{"stage": "loading", "done": 0.5}, {"stage": "ready", "done": 1.0}]
+        self.error: HomelabError | None = None
+        self.hold: asyncio.Event | None = None
+        self.closed_early = 0
 
+    async def _note(self, *call: Any) -> dict[str, Any]:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+        return self.answer
 
-def steps(answer: tuple[int, Any]) -> list[dict[str, Any]]:
-    """The lines of a streamed verb; fails when it did not end well."""
-    status, text = answer
-    lines = [json.loads(line) for line in str(text).splitlines()] if isinstance(text, str) else [text]
-    if status != 200 or lines[-1].get("stage") not in ("ready", "done"):
-        raise RuntimeError(f"it did not end well: {lines[-1]}")
-    return lines
+    async def _tell(self, *call: Any) -> AsyncIterator[dict[str, Any]]:
+        self.calls.append(call)
+        left = list(self.steps)
+        try:
+            while left:
+                yield left.pop(0)
+                if self.hold is not None:
+                    await self.hold.wait()
+                if self.error is not None:
+                    raise self.error
+        finally:
+            self.closed_early += bool(left) and self.error is None
 
+    async def slots(self) -> dict[str, Any]:
+        return await self._note("slots")
 
-@dataclass
-class Clients:
-    """Threads that ask without a pause until told to stop; every other one streams, each has its connection."""
+    def load(self, model: str, slot: str, *, force: bool = False) -> AsyncIterator[dict[str, Any]]:
+        return self._tell("load", model, slot, force)
 
-    daemon_port: int
-    slot_port: int
-    alias: str
-    count: int
-    failures: list[str] = field(default_factory=list)
-    taken_s: list[float] = field(default_factory=list)
-    models: set[str] = field(default_factory=set)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    def swap(self, slot: str, model: str) -> AsyncIterator[dict[str, Any]]:
+        return self._tell("swap", slot, model)
 
-    def __enter__(self) -> Clients:
-        for number in range(self.count):
-            thread = threading.Thread(target=self._live, args=(number,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return self
+    async def unload(self, slot: str) -> dict[str, Any]:
+        if slot.isdigit() and not 8100 <= int(slot) <= 8109:
+            raise SlotNotFound(f"no slot {slot}", field="slot")
+        return await self._note("unload", slot)
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+    async def unload_all(self) -> dict[str, Any]:
+        return await self._note("unload_all")
 
-    def _live(self, number: int) -> None:
-        by_slot, stream = number % 2 == 0, number % 4 < 2
-        port = self.slot_port if by_slot else self.daemon_port
-        body = {
-            "model": "whatever" if by_slot else self.alias,
-            "messages": [{"role": "user", "content": "fake: tokens=8 rate=400"}],
-            "stream": stream,
-        }
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while not self._stop.is_set():
-            started = time.perf_counter()
-            try:
-                self._ask(connection, json.dumps(body))
-            except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
-                self.failures.append(f"client {number}: {type(error).__name__}: {error}")
-                connection.close()
-            self.taken_s.append(time.perf_counter() - started)
-        connection.close()
+    def reconcile(self, *, apply: bool) -> AsyncIterator[dict[str, Any]]:
+        return self._tell("reconcile", apply)
 
-    def _ask(self, connection: http.client.HTTPConnection, body: str) -> None:
-        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        content = reply.read().decode()
-        if reply.status != 200:
-            raise RuntimeError(f"{reply.status} {content[:300]}")
-        if reply.headers.get_content_type() == "text/event-stream":
-            if not content.rstrip().endswith("data: [DONE]"):
-                raise RuntimeError(f"the stream broke off: {content[-300:]}")
-            first = next(line for line in content.splitlines() if line.startswith("data: {"))
-            told = json.loads(first[6:])
-        else:
-            told = json.loads(content)
-        if "error" in told:
-            raise RuntimeError(f"an error: {told}")
-        self.models.add(told["model"])
+    async def verify(self) -> dict[str, Any]:
+        return await self._note("verify")
+
+    async def pin(self, model: str, *, pinned: bool) -> dict[str, Any]:
+        return await self._note("pin", model, pinned)
+
+    async def fit(self, model: str, context_tokens: int | None = None) -> dict[str, Any]:
+        return await self._note("fit", model, context_tokens)
+
+    async def explain(self, request: Mapping[str, Any], port: int = 0) -> dict[str, Any]:
+        return await self._note("explain", dict(request), port)
+
+    async def unquarantine(self, model: str) -> dict[str, Any]:
+        return await self._note("unquarantine", model)
+
+    async def adopt(self, slot: str) -> dict[str, Any]:
+        return await self._note("adopt", slot)
+
+    async def refresh(self) -> None:
+        await self._note("refresh")
