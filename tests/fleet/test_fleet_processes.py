@@ -39,14 +39,14 @@ class Rig:
         self.folder = folder
         self.supervisor: Supervisor
         self.engine = FakeEngine()
-        limits = Limits(keep_alive_s=-1.0, fairness_s=0.2)
+        limits = Limits(keep_alive_s=-1.0, turn_s=0.2)
         self.fleet = FleetLoop(plan=self.plan, workers=self.supervise, budget_bytes=1200 * MB, limits=limits)
 
     def supervise(self, report: Callable[[Event], None]) -> Supervisor:
         self.supervisor = Supervisor(self.home, report, load_timeout_s=30.0, drain_s=2.0)
         return self.supervisor
 
-    def plan(self, model: StoredModel) -> Planned:
+    def plan(self, model: StoredModel, context_tokens: int | None = None) -> Planned:  # noqa: ARG002
         engine = self.engine
 
         def launch(socket: Path) -> LaunchPlan:

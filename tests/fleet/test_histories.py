@@ -42,7 +42,7 @@ def test_models_that_never_fit_together_and_are_never_idle_share_the_machine_wit
 
 @pytest.mark.requirement("B-2")
 def test_without_turns_the_bound_on_waits_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(_worker: Worker, _fairness_s: float) -> float:
+    def never(_worker: Worker, _turn_s: float) -> float:
         return math.inf
 
     monkeypatch.setattr(Worker, "turn_ends_s", never)

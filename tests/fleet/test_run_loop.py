@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from homelab_llm.core import events
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import (
     DaemonUnavailable,
@@ -27,6 +28,7 @@ from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.seams import Fleet
 from homelab_llm.inference.engines.base import Footprint, LaunchPlan
 from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
+from homelab_llm.inference.fleet.seams import Survivor
 from homelab_llm.inference.fleet.vocabulary import Demand, Event, Loaded, LoadFailed, LoadProgress, WorkerExit
 from homelab_llm.testing.clock import FakeClock
 from homelab_llm.testing.events import eventually
@@ -49,6 +51,9 @@ class MemoryWorkers:
         self.loads_by_itself = True
         self.dies_by_itself = True
         self.plans: dict[str, LaunchPlan] = {}
+        self.notes: dict[str, Mapping[str, Any]] = {}
+        self.left: list[Survivor] = []
+        self.released = False
         self.memory_bytes = 0
         self.killed: list[str] = []
         self.started = 0
@@ -56,8 +61,9 @@ class MemoryWorkers:
     def sockets(self, worker_id: str) -> Path:
         return Path(f"/run/{worker_id}.http")
 
-    def start(self, worker_id: str, plan: LaunchPlan) -> None:
+    def start(self, worker_id: str, plan: LaunchPlan, note: Mapping[str, Any]) -> None:
         self.started += 1
+        self.notes[worker_id] = note
         self.plans[worker_id] = plan
         if self.loads_by_itself:
             asyncio.get_running_loop().call_soon(self.report, Loaded(worker_id))
@@ -79,6 +85,14 @@ class MemoryWorkers:
 
     async def failure(self, worker_id: str) -> HomelabError:
         return WorkerCrashed(f"{worker_id} was killed")
+
+    async def survivors(self) -> list[Survivor]:
+        for survivor in self.left:
+            self.plans[survivor.worker_id] = LaunchPlan("memory", model(), (), 2, 4096, TRAITS)
+        return self.left
+
+    async def release(self) -> None:
+        self.released = True
 
     async def close(self) -> None:
         for worker_id in list(self.plans):
@@ -103,28 +117,32 @@ class Rig:
         self.refusal: HomelabError | None = None
         self.broken: HomelabError | None = None
         self.footprint: Footprint | None = None
+        self.context_tokens = 4096
+        self.news: list[events.Event] = []
         self.clock = FakeClock()
         self.workers: MemoryWorkers
         arguments: dict[str, Any] = {"budget_bytes": 100, "limits": Limits(keep_alive_s=-1.0), "clock": self.clock}
+        arguments |= {"publish": self.news.append}
         self.fleet = FleetLoop(plan=self.plan, workers=self.make_workers, **(arguments | more))
 
     def make_workers(self, report: Callable[[Event], None]) -> MemoryWorkers:
         self.workers = MemoryWorkers(report)
         return self.workers
 
-    def plan(self, stored: StoredModel) -> Planned:
+    def plan(self, stored: StoredModel, context_tokens: int | None = None) -> Planned:
         self.plans += 1
         if self.refusal is not None:
             raise self.refusal
         footprint_bytes = self.footprints.get(stored.name, 10)
-        demand = Demand(f"{stored.digest.short}/4", stored.name, footprint_bytes, 2)
+        tokens = context_tokens or self.context_tokens
+        demand = Demand(f"{stored.digest.short}/{tokens}", stored.name, footprint_bytes, 2)
 
         def launch(socket: Path) -> LaunchPlan:
             if self.broken is not None:
                 raise self.broken
             return LaunchPlan("memory", stored, ("serve", str(socket)), 2, 4096, TRAITS)
 
-        return Planned(demand, launch, "memory", 4096, TRAITS, warning="slow here", footprint=self.footprint)
+        return Planned(demand, launch, "memory", tokens, TRAITS, warning="slow here", footprint=self.footprint)
 
     @property
     def worker(self) -> dict[str, Any]:
@@ -487,7 +505,14 @@ async def test_before_a_load_the_budget_is_measured_with_what_our_workers_use() 
     (await rig.fleet.acquire(model("small"), "r2")).release()
     with pytest.raises(HomelabError) as refused:
         await rig.fleet.acquire(model("big"), "r3")
-    assert refused.value.facts == {"model": "big", "needed_bytes": 60, "free_bytes": 40, "budget_bytes": 50}
+    assert refused.value.facts == {
+        "model": "big",
+        "needed_bytes": 60,
+        "free_bytes": 40,
+        "evictable_bytes": 10,
+        "pinned_bytes": 0,
+        "budget_bytes": 50,
+    }
     assert asked == [0, 17]
     await rig.fleet.close()
 
@@ -514,23 +539,30 @@ async def test_status_is_plain_and_complete(rig: Rig) -> None:
                 "context_tokens": 4096,
                 "loaded_unix_s": rig.clock.unix_s(),
                 "expires_in_s": None,
+                "pinned": False,
                 "progress": {"stage": "ready", "done": 1.0},
                 "warning": "slow here",
             }
         ],
         "queues": [],
+        "quarantined": [],
     }
     lease.release()
 
 
-async def test_subscribers_are_told_what_happens_and_a_slow_one_loses_the_oldest(rig: Rig) -> None:
-    async with rig.fleet.subscribe() as news, rig.fleet.subscribe(limit=2) as slow:
-        (await rig.fleet.acquire(model(), "r1")).release()
-        await rig.fleet.unload(model())
-        kinds = [(await anext(news)).kind for _ in range(4)]
-        assert kinds == ["queued", "loading", "loaded", "unloaded"]
-        assert [(await anext(slow)).kind for _ in range(2)] == ["loaded", "unloaded"]
-        assert slow.dropped == 2
+async def test_what_happens_is_published_with_the_worker_it_concerns(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    lease.release()
+    await rig.fleet.unload(model())
+    assert [(event.kind, event.level) for event in rig.news] == [
+        ("queued", "debug"),
+        ("loading", "info"),
+        ("loaded", "info"),
+        ("unloaded", "info"),
+    ]
+    assert rig.news[0].facts == {"request_id": "r1"}
+    assert {event.service for event in rig.news[1:]} == {f"worker:{lease.worker_id}"}
+    assert {event.model for event in rig.news} == {"tiny:1b"}
 
 
 async def test_an_alias_points_to_the_worker_once_it_is_loaded(rig: Rig) -> None:
@@ -543,17 +575,16 @@ async def test_an_alias_points_to_the_worker_once_it_is_loaded(rig: Rig) -> None
     assert rig.fleet.aliases == {}
 
 
-async def test_closing_refuses_who_waits_ends_the_workers_and_the_subscriptions() -> None:
+async def test_closing_refuses_who_waits_and_ends_the_workers() -> None:
     rig = Rig()
     leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
     waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
     await eventually(lambda: rig.worker["waiting"] == 1)
-    news = rig.fleet.subscribe()
     await rig.fleet.close()
     with pytest.raises(DaemonUnavailable):
         await waiting
     assert rig.fleet.status()["workers"] == []
-    assert [notice.kind async for notice in news] == ["unloaded"]
+    assert rig.news[-1].kind == "unloaded"
     with pytest.raises(DaemonUnavailable):
         await rig.fleet.acquire(model(), "r4")
     for lease in leases:

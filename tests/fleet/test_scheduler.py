@@ -33,6 +33,7 @@ from homelab_llm.inference.fleet.vocabulary import (
     Submit,
     Tick,
     Unload,
+    Unquarantine,
     WorkerExit,
 )
 
@@ -349,7 +350,14 @@ def test_a_model_larger_than_the_whole_budget_is_refused_with_all_numbers() -> N
     play.loaded()
     error = refusal(play.submit("big", LARGE))
     assert error.code == "insufficient_memory"
-    assert error.facts == {"model": "large:70b", "needed_bytes": 80, "free_bytes": 60, "budget_bytes": 70}
+    assert error.facts == {
+        "model": "large:70b",
+        "needed_bytes": 80,
+        "free_bytes": 60,
+        "evictable_bytes": 10,
+        "pinned_bytes": 0,
+        "budget_bytes": 70,
+    }
 
 
 @pytest.mark.requirement("R-F5")
@@ -373,7 +381,7 @@ def test_the_least_recently_used_idle_worker_makes_room_and_the_start_waits_for_
 
 @pytest.mark.requirement("R-F5")
 def test_a_busy_worker_is_never_evicted() -> None:
-    play = Play(limits=Limits(fairness_s=5))
+    play = Play(limits=Limits(turn_s=5))
     play.loaded(OTHER)
     play.submit("runs", OTHER)
     assert play.submit("big", LARGE) == []
@@ -406,7 +414,7 @@ def test_two_models_that_do_not_fit_together_are_both_answered() -> None:
 
 @pytest.mark.requirement("B-2")
 def test_a_model_that_is_always_busy_must_make_room_after_the_fairness_limit() -> None:
-    play = Play(limits=Limits(fairness_s=30))
+    play = Play(limits=Limits(turn_s=30))
     play.loaded(LARGE)
     play.submit("a0", LARGE)
     play.submit("b", OTHER)
@@ -428,7 +436,7 @@ def test_a_model_that_is_always_busy_must_make_room_after_the_fairness_limit() -
 
 @pytest.mark.requirement("B-2")
 def test_a_worker_that_is_held_grants_again_when_the_overdue_request_is_withdrawn() -> None:
-    play = Play(limits=Limits(fairness_s=30))
+    play = Play(limits=Limits(turn_s=30))
     play.loaded(Demand("large", "large:70b", 80, 2))
     play.submit("a", LARGE)
     play.submit("b", OTHER)
@@ -439,7 +447,7 @@ def test_a_worker_that_is_held_grants_again_when_the_overdue_request_is_withdraw
 
 @pytest.mark.requirement("B-2")
 def test_a_newly_loaded_model_has_its_turn_before_it_must_make_room_again() -> None:
-    play = Play(limits=Limits(fairness_s=30))
+    play = Play(limits=Limits(turn_s=30))
     play.submit("a0", LARGE)
     play.submit("b0", OTHER)
     play.step(Loaded("w1"), 100.0)  # the other one is overdue by far
@@ -450,7 +458,7 @@ def test_a_newly_loaded_model_has_its_turn_before_it_must_make_room_again() -> N
 
 
 def test_a_small_model_may_pass_a_large_one_that_waits_but_not_when_that_is_overdue() -> None:
-    play = Play(limits=Limits(fairness_s=30))
+    play = Play(limits=Limits(turn_s=30))
     play.loaded(OTHER)
     play.submit("runs", OTHER)
     assert play.submit("big", LARGE) == []
@@ -588,32 +596,45 @@ def test_a_worker_that_ends_while_loading_without_a_word_is_a_failed_load() -> N
 
 
 @pytest.mark.requirement("R-F6")
-def test_after_three_failed_loads_the_next_try_is_delayed_and_the_delay_doubles() -> None:
-    play = Play(limits=Limits(tries=3, backoff_s=5.0))
-    for n in range(1, 6):
-        worker_id = f"w{n}"
-        assert play.submit(f"r{n}") == [Start(worker_id, SMALL)]
-        error = refusal(play.step(LoadFailed(worker_id, LoadError("bad file", log="w.log"))))
-        play.step(WorkerExit(worker_id, None))
-        assert error.facts.get("retry_after_s") == (None, None, 5, 10, 20)[n - 1]
-        if n < 3:
-            continue
-        play.tick(1.0)
-        early = refusal(play.submit("early"))
-        assert (early.code, early.message, early.facts["log"]) == ("load_failed", "bad file", "w.log")
-        assert early.facts["retry_after_s"] == (4, 9, 19)[n - 3]
-        play.tick(20.0)
-
-
-def test_a_load_that_works_ends_the_delays() -> None:
-    play = Play(limits=Limits(tries=1, backoff_s=5.0))
-    play.submit("a")
-    play.step(LoadFailed("w1", LoadError("no")))
+def test_after_three_failures_in_a_row_a_model_is_quarantined_until_the_operator_says_otherwise() -> None:
+    play = Play(limits=Limits(quarantine_after=3, backoff_s=5.0))
+    failure = LoadError("bad file", log="w.log")
+    assert play.submit("r1") == [Start("w1", SMALL)]
+    assert "retry_after_s" not in refusal(play.step(LoadFailed("w1", failure))).facts
     play.step(WorkerExit("w1", None))
-    play.tick(6.0)
-    play.loaded(request_id="b")
+    assert play.submit("r2") == [Start("w2", SMALL)]
+    assert refusal(play.step(LoadFailed("w2", failure))).facts["retry_after_s"] == 5
+    play.step(WorkerExit("w2", None))
+    assert play.submit("r3") == []  # it waits out the pause
+    assert play.wake() == [Start("w3", SMALL)]
+    last = refusal(play.step(LoadFailed("w3", failure)))
+    assert (last.code, last.facts["quarantined"], last.facts.get("retry_after_s")) == ("load_failed", True, None)
+    play.step(WorkerExit("w3", None))
+    error = refusal(play.submit("r4"))
+    assert (error.code, error.facts["failures"], error.facts["reason"]) == ("model_quarantined", 3, "bad file")
+    assert [view.demand for view in play.scheduler.quarantined()] == [SMALL]
+    play.tick(10**6)
+    assert refusal(play.submit("r5", preload=True)).code == "model_quarantined"
+    play.step(Unquarantine("small"))
+    assert play.scheduler.quarantined() == []
+    assert play.submit("r6") == [Start("w4", SMALL)]
+
+
+def test_crashes_while_serving_count_and_a_request_that_ended_well_starts_the_count_anew() -> None:
+    play = Play(limits=Limits(quarantine_after=2, backoff_s=1.0))
+    play.loaded()
+    play.step(WorkerExit("w1", WorkerCrashed("gone")))
+    assert play.submit("a") == [Start("w2", SMALL)]  # the first failure delays nothing
+    play.step(Loaded("w2"))
+    play.step(LeaseEnd("a"))
     play.step(WorkerExit("w2", WorkerCrashed("gone")))
-    assert play.submit("c") == [Start("w3", SMALL)]
+    assert play.submit("b") == [Start("w3", SMALL)]
+    play.step(Loaded("w3"))
+    play.step(LeaseEnd("b", well=False))
+    play.submit("c"), play.submit("d"), play.submit("waits")
+    effects = play.step(WorkerExit("w3", WorkerCrashed("gone")))
+    assert [(e.request_id, e.error.code) for e in effects if isinstance(e, Refuse)] == [("waits", "model_quarantined")]
+    assert refusal(play.submit("late")).code == "model_quarantined"
 
 
 @pytest.mark.requirement("R-F6")
@@ -694,7 +715,7 @@ def test_unload_by_force_kills_a_worker_that_is_being_drained() -> None:
 
 
 def test_unload_calls_a_load_off_and_that_counts_as_no_failure() -> None:
-    play = Play(limits=Limits(tries=1))
+    play = Play(limits=Limits(quarantine_after=1))
     play.submit("a")
     effects = play.step(Unload("small"))
     assert Drain("w1", "unloaded") in effects
@@ -737,7 +758,9 @@ def test_progress_of_a_load_is_told_and_shown() -> None:
     play = Play()
     play.submit("a")
     play.submit("b")
-    assert play.all(LoadProgress("w1", "convert", 0.25)) == [Notify("loading", "small:1b", "convert", 0.25)]
+    assert play.all(LoadProgress("w1", "convert", 0.25)) == [
+        Notify("progress", "small:1b", "convert", 0.25, worker_id="w1")
+    ]
     assert play.scheduler.wait("b") == Wait("convert", 0.25, 2)
     (view,) = play.scheduler.workers()
     assert (view.state, view.stage, view.done, view.waiting) == ("loading", "convert", 0.25, 2)

@@ -22,7 +22,7 @@ class Contest(History):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, 0)
-        self.until_s = 12 * (self.world.limits.fairness_s + 3 * self.world.load_s)
+        self.until_s = 12 * (self.world.limits.turn_s + 3 * self.world.load_s)
         self.clients = self.random.randint(2, 4) * len(self.world.models)
         for n in range(self.clients):
             model = self.world.models[n % len(self.world.models)]
@@ -36,7 +36,7 @@ class Contest(History):
             keep_alive_s=chance.choice((0.0, 5.0, -1.0)),
             queue_limit=100,
             max_wait_s=math.inf,
-            fairness_s=chance.choice((1.0, 5.0)),
+            turn_s=chance.choice((1.0, 5.0)),
             aging_s=0.5,
         )
         return World(models, 16, limits, True, chance.choice((0.1, 2.0)), chance.choice((0.3, 1.0)), 0.2)

@@ -92,7 +92,7 @@ class World:
             keep_alive_s=random.choice((0.0, 2.0, 30.0, -1.0)),
             queue_limit=1000 if patient else random.choice((2, 8, 100)),
             max_wait_s=math.inf if patient else random.choice((5.0, 60.0)),
-            fairness_s=random.choice((0.0, 1.0, 10.0)),
+            turn_s=random.choice((0.0, 1.0, 10.0)),
             aging_s=random.choice((0.5, 3.0)),
             backoff_s=1.0,
         )
@@ -345,7 +345,7 @@ class History:
         total = sum(process.reserved_bytes for process in self.processes.values())
         self.expect(scheduler.reserved_bytes == total, f"reserved {scheduler.reserved_bytes}, really {total}")
         queues = scheduler.queues()
-        someone_overdue = any(self.now_s - queue.since_s >= self.world.limits.fairness_s for queue in queues)
+        someone_overdue = any(self.now_s - queue.since_s >= self.world.limits.turn_s for queue in queues)
         staying = sum(process.reserved_bytes for process in self.processes.values() if process.state != "ending")
         for view in scheduler.workers():
             if view.state == "ready" and view.waiting and view.leases < view.demand.parallel:
@@ -371,8 +371,8 @@ class History:
         """
         world, limits = self.world, self.world.limits
         load_s = 1.6 * world.load_s
-        turn_s = max(limits.fairness_s, load_s) + 1.5 * world.service_s + world.exit_s + load_s
-        return 10 * limits.aging_s + limits.fairness_s + (self.most_waiting() + 1) * turn_s
+        turn_s = max(limits.turn_s, load_s) + 1.5 * world.service_s + world.exit_s + load_s
+        return 10 * limits.aging_s + limits.turn_s + (self.most_waiting() + 1) * turn_s
 
     def most_waiting(self) -> int:
         return self.report.requests

@@ -16,6 +16,7 @@ class Resident:
 
     ``leaving``: its memory will come back without a further decision. ``idle``: nothing runs in it and
     nothing waits for it. ``turn_over``: busy, but it has served long enough to make room for an overdue model.
+    A worker that must stay is neither.
     """
 
     worker_id: str

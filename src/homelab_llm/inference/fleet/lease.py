@@ -13,7 +13,7 @@ from homelab_llm.core.traits import WorkerTraits
 class LeaseHome(Protocol):
     """Where a lease goes back to."""
 
-    def end_lease(self, request_id: str) -> None: ...
+    def end_lease(self, request_id: str, worker_id: str, *, well: bool) -> None: ...
 
     def leave(self, request_id: str, worker_id: str) -> None: ...
 
@@ -25,7 +25,7 @@ class LeaseHome(Protocol):
 class FleetLease:
     """The right to send one request to a worker. ``release`` may be called again; only the first call counts."""
 
-    __slots__ = ("_home", "_released", "_request_id", "context_tokens", "socket", "traits", "worker_id")
+    __slots__ = ("_broke", "_home", "_released", "_request_id", "context_tokens", "socket", "traits", "worker_id")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class FleetLease:
         self._home = home
         self._request_id = request_id
         self._released = False
+        self._broke = False
         self.worker_id = worker_id
         self.socket = socket
         self.traits = traits
@@ -57,14 +58,16 @@ class FleetLease:
         if abandoned and self.traits.busy_path:
             self._home.leave(self._request_id, self.worker_id)
         else:
-            self._home.end_lease(self._request_id)
+            self._home.end_lease(self._request_id, self.worker_id, well=not (abandoned or self._broke))
 
     def condemn(self) -> None:
         """The worker stalled: end it at once. Other requests in it break off; those that wait get another one."""
+        self._broke = True
         self._home.condemn(self.worker_id)
 
     async def failure(self) -> HomelabError:
         """Why the worker broke off; waits less than a second."""
+        self._broke = True
         return await self._home.failure(self.worker_id)
 
 

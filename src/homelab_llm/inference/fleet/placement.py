@@ -10,8 +10,8 @@ from homelab_llm.core.errors import InsufficientMemory
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.eviction import Resident, Want, evictions_for, make_room
 from homelab_llm.inference.fleet.ledger import Ledger
-from homelab_llm.inference.fleet.state import ModelQueue
-from homelab_llm.inference.fleet.vocabulary import Start
+from homelab_llm.inference.fleet.state import ModelQueue, Outlook, Worker
+from homelab_llm.inference.fleet.vocabulary import Demand, Start
 
 
 def settle(book: Ledger, new_id: Callable[[], str]) -> None:
@@ -19,19 +19,57 @@ def settle(book: Ledger, new_id: Callable[[], str]) -> None:
     if book.reserved_bytes > book.budget_bytes:
         _relieve(book)
     for queue in list(book.hungry.values()):
-        if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
-            book.refuse_waiting(queue, too_large(book, queue))
+        if (error := unfit(book, queue)) is not None:
+            book.refuse_waiting(queue, error)
     if book.hungry:
         _start_hungry(book, new_id)
         book.wake_s = min(book.wake_s, _fairness_wake_s(book))
+    if book.limits.max_running:
+        book.grant_most_urgent()
     book.unsettled = False
 
 
-def too_large(book: Ledger, queue: ModelQueue) -> InsufficientMemory:
-    """The refusal of a model that does not fit even alone, with all numbers."""
-    free_bytes = max(0, book.budget_bytes - book.reserved_bytes)
+def unfit(book: Ledger, queue: ModelQueue) -> InsufficientMemory | None:
+    """The refusal, with all numbers, of a model for which no waiting makes room; None when it can be loaded."""
     needed_bytes = queue.needed_bytes(book.budget_bytes)
-    return refusals.too_large(queue.demand.name, needed_bytes, free_bytes, book.budget_bytes)
+    if needed_bytes <= book.budget_bytes - sum(w.reserved_bytes for w in _pinned(book, queue.demand.key)):
+        return None
+    return refusals.no_room(queue.demand.name, needed_bytes, outlook(book, queue.demand))
+
+
+def outlook(book: Ledger, demand: Demand) -> Outlook:
+    """Memory as it stands for a model that might be loaded, its own workers left out."""
+    queue = book.queues.get(demand.key) or ModelQueue(demand)
+    own = {worker.worker_id for worker in book.workers.values() if worker.demand.key == demand.key}
+    others = [_unhurried(book.workers[r.worker_id], r) for r in _residents(book) if r.worker_id not in own]
+    pinned_bytes = sum(worker.reserved_bytes for worker in _pinned(book, demand.key))
+    needed_bytes = queue.needed_bytes(book.budget_bytes)
+    victims = evictions_for(needed_bytes, others, book.budget_bytes, overdue=True) or []
+    return Outlook(
+        budget_bytes=book.budget_bytes,
+        free_bytes=max(0, book.budget_bytes - sum(resident.reserved_bytes for resident in others)),
+        evictable_bytes=sum(resident.reserved_bytes for resident in others if resident.idle),
+        pinned_bytes=pinned_bytes,
+        reachable_bytes=max(0, book.budget_bytes - pinned_bytes),
+        loaded=queue.worker is not None and queue.worker.state == "ready",
+        evicts=tuple(book.workers[r.worker_id].demand.name for r in victims if r.idle),
+        waits_for=tuple(book.workers[r.worker_id].demand.name for r in victims if not r.idle),
+    )
+
+
+def _unhurried(worker: Worker, resident: Resident) -> Resident:
+    """As it will be when its stay and its turn are over."""
+    can_go = not (worker.pinned or resident.leaving)
+    return dataclasses.replace(resident, idle=worker.idle and can_go, turn_over=not worker.idle and can_go)
+
+
+def _pinned(book: Ledger, key: str) -> list[Worker]:
+    """Workers of other models that will not go."""
+    return [
+        worker
+        for worker in book.workers.values()
+        if worker.pinned and worker.state in ("loading", "ready") and worker.demand.key != key
+    ]
 
 
 def _relieve(book: Ledger) -> None:
@@ -41,7 +79,11 @@ def _relieve(book: Ledger) -> None:
     """
     workers = book.workers
     residents = [
-        dataclasses.replace(resident, leaving=workers[resident.worker_id].state == "ending")
+        dataclasses.replace(
+            resident,
+            leaving=workers[resident.worker_id].state == "ending",
+            idle=workers[resident.worker_id].idle and not workers[resident.worker_id].pinned,
+        )
         for resident in _residents(book)
     ]
     victims = evictions_for(0, residents, book.budget_bytes)
@@ -55,31 +97,35 @@ def _start_hungry(book: Ledger, new_id: Callable[[], str]) -> None:
     wants = [
         Want(queue.demand.key, queue.needed_bytes(book.budget_bytes), _overdue_at_s(book, queue) <= book.now_s)
         for queue in sorted(book.hungry.values(), key=ModelQueue.rank)
+        if queue.retry_at_s <= book.now_s
     ]
     room = make_room(wants, _residents(book), book.budget_bytes)
     for worker_id, key in room.end:
         book.evict(book.workers[worker_id], book.queues[key])
     for worker_id, key in room.hold:
-        book.workers[worker_id].held_for = book.queues[key]
+        worker = book.workers[worker_id]
+        worker.held_for = book.queues[key]
+        if worker.leases == 0:  # it waits for a place under max_running
+            book.idle(worker)
     for key in room.start:
         queue = book.queues[key]
         needed_bytes = queue.needed_bytes(book.budget_bytes)
         queue.worker = book.add_worker(new_id(), queue, queue.demand, needed_bytes)
         book.out.append(Start(queue.worker.worker_id, queue.demand))
-        book.notify("loading", queue)
+        book.notify("loading", queue, worker_id=queue.worker.worker_id)
         book.appetite(queue)
 
 
 def _residents(book: Ledger) -> list[Resident]:
-    fairness_s, now_s = book.limits.fairness_s, book.now_s
+    limits, now_s = book.limits, book.now_s
     return [
         Resident(
             worker.worker_id,
             worker.reserved_bytes,
             worker.last_used_s,
             leaving=worker.leaving,
-            idle=worker.idle,
-            turn_over=worker.turn_ends_s(fairness_s) <= now_s,
+            idle=worker.idle and not worker.pinned and worker.stays_until_s(limits.min_stay_s) <= now_s,
+            turn_over=not worker.pinned and worker.turn_ends_s(limits.turn_s) <= now_s,
         )
         for worker in book.workers.values()
     ]
@@ -87,11 +133,14 @@ def _residents(book: Ledger) -> list[Resident]:
 
 def _overdue_at_s(book: Ledger, queue: ModelQueue) -> float:
     since_s = book.now_s if queue.hungry_since_s is None else queue.hungry_since_s
-    return since_s + book.limits.fairness_s
+    return since_s + book.limits.turn_s
 
 
 def _fairness_wake_s(book: Ledger) -> float:
-    """When the next model becomes overdue or the next turn ends."""
+    """When the next model becomes overdue or may be tried again, or the next turn or stay ends."""
+    limits = book.limits
     times = [_overdue_at_s(book, queue) for queue in book.hungry.values()]
-    times += [worker.turn_ends_s(book.limits.fairness_s) for worker in book.workers.values()]
+    times += [queue.retry_at_s for queue in book.hungry.values()]
+    times += [worker.turn_ends_s(limits.turn_s) for worker in book.workers.values()]
+    times += [worker.stays_until_s(limits.min_stay_s) for worker in book.workers.values() if worker.leases == 0]
     return min((time_s for time_s in times if time_s > book.now_s), default=math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,20 +29,24 @@ class Planner:
         self._prefer = prefer
         self._derived = derived
 
-    def __call__(self, model: StoredModel) -> Planned:
+    def __call__(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
         """How ``model`` will be run; kept by the fleet, so the engines may look around.
+
+        Args:
+            context_tokens: in place of the option, to see what that would need.
 
         Raises:
             EngineUnavailable: with every engine's reason.
         """
         engine = choose(self._engines, model.facts, self._prefer)
-        footprint = engine.estimate(model.facts, self._options)
+        options = self._options if context_tokens is None else replace(self._options, context_tokens=context_tokens)
+        footprint = engine.estimate(model.facts, options)
         # The socket's path is not known yet; what the plan says besides does not depend on it.
-        sketch = engine.plan(model, self._options, Path("planned.http"), self._derived)
+        sketch = engine.plan(model, options, Path("planned.http"), self._derived)
         key = f"{model.digest.short}/{engine.name}/{sketch.context_tokens}x{sketch.parallel}"
         return Planned(
             demand=Demand(key, model.name, footprint.total_bytes, sketch.parallel),
-            launch=partial(self._launch, engine, model),
+            launch=partial(self._launch, engine, model, options),
             engine=engine.name,
             context_tokens=sketch.context_tokens,
             traits=sketch.traits,
@@ -49,8 +54,8 @@ class Planner:
             footprint=footprint,
         )
 
-    def _launch(self, engine: Engine, model: StoredModel, socket: Path) -> LaunchPlan:
-        return engine.plan(model, self._options, socket, self._derived)
+    def _launch(self, engine: Engine, model: StoredModel, options: EngineOptions, socket: Path) -> LaunchPlan:
+        return engine.plan(model, options, socket, self._derived)
 
 
 def _warning(support: Support) -> str:

@@ -8,12 +8,16 @@ from homelab_llm.core.errors import (
     Cancelled,
     DeadlineExceeded,
     Fact,
+    HandedOver,
     HomelabError,
     InsufficientMemory,
     LoadFailed,
+    ModelQuarantined,
     QueueFull,
+    WorkerStalled,
 )
 from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.inference.fleet.state import Outlook
 
 
 def again(error: HomelabError, **facts: Fact) -> HomelabError:
@@ -21,16 +25,23 @@ def again(error: HomelabError, **facts: Fact) -> HomelabError:
     return type(error)(error.message, hint=error.hint, **{**error.facts, **facts})
 
 
-def too_large(model: str, needed_bytes: int, free_bytes: int, budget_bytes: int) -> InsufficientMemory:
-    """The model does not fit even when it is alone."""
+def no_room(model: str, needed_bytes: int, outlook: Outlook) -> InsufficientMemory:
+    """The model does not fit, even when everything else but the pinned models went."""
+    pinned = f", of which pinned models hold {format_bytes(outlook.pinned_bytes)}" if outlook.pinned_bytes else ""
+    alone = needed_bytes > outlook.budget_bytes
     return InsufficientMemory(
-        f"{model} needs {format_bytes(needed_bytes)}; all models together may take {format_bytes(budget_bytes)}",
+        f"{model} needs {format_bytes(needed_bytes)}; "
+        f"all models together may take {format_bytes(outlook.budget_bytes)}{pinned}",
         hint="take a smaller model or quantization, lower engine.context_tokens or engine.parallel, "
-        "or raise fleet.memory_fraction",
+        "or raise fleet.memory_fraction"
+        if alone
+        else "unload a pinned model, or let it go when others need room: mlxctl ps",
         model=model,
         needed_bytes=needed_bytes,
-        free_bytes=free_bytes,
-        budget_bytes=budget_bytes,
+        free_bytes=outlook.free_bytes,
+        evictable_bytes=outlook.evictable_bytes,
+        pinned_bytes=outlook.pinned_bytes,
+        budget_bytes=outlook.budget_bytes,
     )
 
 
@@ -44,6 +55,28 @@ def queue_full(model: str, queue_length: int, retry_after_s: float) -> QueueFull
         queue_length=queue_length,
         retry_after_s=seconds,
     )
+
+
+def quarantined(model: str, failures: int, last: HomelabError | None) -> ModelQuarantined:
+    """The model failed ``failures`` times in a row, at last with ``last``."""
+    reason = last.message if last else ""
+    return ModelQuarantined(
+        f"{model} failed {failures} times in a row and is not tried again: {reason}",
+        hint=f"mlxctl logs; when the cause is gone: mlxctl unquarantine {model}",
+        model=model,
+        failures=failures,
+        reason=reason,
+    )
+
+
+def gave_no_answer(model: str) -> WorkerStalled:
+    """A worker that is ended because it does not answer."""
+    return WorkerStalled(f"the worker of {model} gave no answer", hint="mlxctl logs", model=model)
+
+
+def handed_over() -> HandedOver:
+    """Another daemon of this home takes the request."""
+    return HandedOver("the daemon hands over to a new one", hint="send the request again")
 
 
 def waited_too_long(model: str, limit_s: float, place: int) -> DeadlineExceeded:

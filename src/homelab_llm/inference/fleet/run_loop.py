@@ -14,17 +14,22 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from homelab_llm.core import events
 from homelab_llm.core.clock import Clock, SystemClock
 from homelab_llm.core.errors import DaemonUnavailable, HomelabError, WorkerCrashed, WorkerOutOfMemory, WorkerStalled
 from homelab_llm.core.errors import LoadFailed as LoadError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.waits import Wait
+from homelab_llm.inference.fleet import refusals
+from homelab_llm.inference.fleet.adoption import adopted, note_of
+from homelab_llm.inference.fleet.fitting import fit
 from homelab_llm.inference.fleet.lease import FleetLease, Ticket
+from homelab_llm.inference.fleet.news import event_of
+from homelab_llm.inference.fleet.plans import Plans
 from homelab_llm.inference.fleet.scheduler import Scheduler
-from homelab_llm.inference.fleet.seams import Planned, Workers
-from homelab_llm.inference.fleet.state import Limits
-from homelab_llm.inference.fleet.status import Running, worker_status
-from homelab_llm.inference.fleet.subscription import Subscription
+from homelab_llm.inference.fleet.seams import Plan, Planned, Survivor, Workers
+from homelab_llm.inference.fleet.state import Limits, WorkerView
+from homelab_llm.inference.fleet.status import Running, quarantine_status, worker_status
 from homelab_llm.inference.fleet.vacating import Vacating
 from homelab_llm.inference.fleet.vocabulary import (
     AliasChange,
@@ -34,6 +39,8 @@ from homelab_llm.inference.fleet.vocabulary import (
     Event,
     Flip,
     Grant,
+    HandOver,
+    Hold,
     Kill,
     LeaseEnd,
     Loaded,
@@ -42,14 +49,18 @@ from homelab_llm.inference.fleet.vocabulary import (
     Memory,
     Notify,
     Refuse,
+    Resume,
+    SetTerms,
     Start,
     Submit,
+    Terms,
     Tick,
     Unload,
+    Unquarantine,
     WorkerExit,
 )
 
-__all__ = ["FleetLoop", "Limits", "Planned", "Workers"]
+__all__ = ["FleetLoop", "Limits", "Planned", "Terms", "Workers"]
 
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
 _DEADLY = (WorkerCrashed, WorkerOutOfMemory, WorkerStalled)
@@ -64,33 +75,41 @@ class FleetLoop:
         budget_bytes: what all workers together may take.
         measure: the budget now, given the bytes our workers use; asked before each load. None: it never changes.
         remeasure_s: how often serving workers are measured again.
+        publish: gets what happens, for people and records; must not block or raise.
+        known_bytes: the measured footprint of a demand key from an earlier life, 0 = never measured.
+        learned: gets the demand key, the model's digest and the bytes whenever a footprint was measured.
     """
 
     def __init__(
         self,
         *,
-        plan: Callable[[StoredModel], Planned],
+        plan: Plan,
         workers: Callable[[Callable[[Event], None]], Workers],
         budget_bytes: int,
         limits: Limits | None = None,
         clock: Clock | None = None,
         measure: Callable[[int], int] | None = None,
         remeasure_s: float = 30.0,
+        publish: Callable[[events.Event], None] | None = None,
+        known_bytes: Callable[[str], int] | None = None,
+        learned: Callable[[str, str, int], None] | None = None,
     ) -> None:
-        self._plan = plan
+        self._plans = Plans(plan, known_bytes)
+        self._publish = publish
+        self._learned = learned
         self._clock = clock or SystemClock()
         self._measure = measure
         self._remeasure_s = remeasure_s
         self._scheduler = Scheduler(budget_bytes, self._new_id, limits)
-        self._planned: dict[str, Planned] = {}  # by the model's digest
-        self._by_key: dict[str, tuple[Planned, str]] = {}
         self._running: dict[str, Running] = {}
         self._tickets: dict[str, Ticket] = {}
         self._loads: set[Ticket] = set()
-        self._subscriptions: set[Subscription] = set()
+        self._held: dict[str, list[str]] = {}  # by worker: leases that an earlier daemon still holds
+        self._on_end: Callable[[str], None] | None = None
         self._inbox: deque[Event] = deque()
         self._applying = False
         self._closed = False
+        self._handing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._measuring: asyncio.TimerHandle | None = None
@@ -113,9 +132,14 @@ class FleetLoop:
     ) -> FleetLease:
         """Wait for a lease; cancelling the call withdraws the request. Does not wait when a slot is free.
 
+        Args:
+            priority: smaller is sooner; 0 interactive, 10 batch, which leaves the reserved slots free.
+
         Raises:
             QueueFull, InsufficientMemory, LoadFailed, EngineUnavailable, DeadlineExceeded: as they are named.
+            ModelQuarantined: the model failed too often.
             Cancelled: the operator unloaded the model meanwhile.
+            HandedOver: another daemon of this home takes the request.
             DaemonUnavailable: the daemon is stopping.
         """
         ticket = self._submit(model, request_id, keep_alive_s, priority, preload=False)
@@ -157,13 +181,21 @@ class FleetLoop:
     async def unload(self, model: StoredModel, *, force: bool = False) -> bool:
         """End the model's worker and wait until it is gone, after its running requests unless forced.
 
+        A worker of the same digest with other options stays when another name uses it.
+
         Returns:
             False when it was neither loaded nor loading.
+
+        Raises:
+            HandedOver: another daemon of this home has the workers.
         """
-        leaving = [running for running in self._running.values() if running.digest == str(model.digest)]
+        if self._handing:
+            raise refusals.handed_over()
+        digest, others = str(model.digest), self._plans.elsewhere(model)
+        leaving = [w for w in self._running.values() if w.digest == digest and w.planned.demand.key not in others]
         keys = {running.planned.demand.key for running in leaving}
-        if model.digest.hex in self._planned:
-            keys.add(self._planned[model.digest.hex].demand.key)
+        if planned := self._plans.get(model):
+            keys.add(planned.demand.key)
         for key in keys:
             self.report(Unload(key, force))
         for running in leaving:
@@ -175,21 +207,103 @@ class FleetLoop:
         return self._scheduler.wait(request_id)
 
     def status(self) -> dict[str, Any]:
-        """Plain JSON: the budget, every worker, who waits."""
+        """Plain JSON: the budget, every worker, who waits, who is quarantined."""
         now_s = self._clock.monotonic_s()
         return {
             "budget_bytes": self._scheduler.budget_bytes,
             "used_bytes": self._scheduler.reserved_bytes,
             "waiting": self._scheduler.waiting,
-            "workers": [
-                worker_status(view, self._running[view.worker_id], self._workers.info(view.worker_id))
-                for view in self._scheduler.workers(now_s)
-            ],
+            "workers": [self._row(view) for view in self._scheduler.workers(now_s)],
             "queues": [
                 {"model": q.demand.name, "waiting": q.waiting, "since_s": max(0.0, now_s - q.since_s)}
                 for q in self._scheduler.queues()
             ],
+            "quarantined": [quarantine_status(view) for view in self._scheduler.quarantined()],
         }
+
+    def loaded(self, digest: str) -> dict[str, Any] | None:
+        """The status row of the ready worker of a model; None when it has none."""
+        for view in self._scheduler.workers(self._clock.monotonic_s()):
+            if view.state == "ready" and self._running[view.worker_id].digest == digest:
+                return self._row(view)
+        return None
+
+    def fit(self, model: StoredModel, context_tokens: int | None = None) -> dict[str, Any]:
+        """Whether and how a model fits into memory now, with all numbers (``fitting.fit``); loads nothing.
+
+        Raises:
+            EngineUnavailable, UnsupportedRequest: it cannot be run like that here.
+        """
+        planned = self._plans.make(model, context_tokens) if context_tokens else self._planned_for(model)
+        if self._measure is not None:
+            self._measure_budget(self._measure)
+        return fit(planned, self._scheduler.outlook(planned.demand), model.facts.context_tokens)
+
+    # --- the operator's door --------------------------------------------------------------------------------
+
+    def set_terms(self, digest: str, terms: Terms) -> None:
+        """What the operator wants for a model: holds for its workers now and for those to come."""
+        self._plans.set_terms(digest, terms)
+        for planned in self._plans.of_digest(digest):
+            self.report(SetTerms(planned.demand, terms))
+
+    def unquarantine(self, model: StoredModel) -> bool:
+        """Let a model be tried again; False when it was not quarantined."""
+        before = len(self._scheduler.quarantined())
+        for planned in self._plans.of_digest(str(model.digest)):
+            self.report(Unquarantine(planned.demand.key))
+        return len(self._scheduler.quarantined()) < before
+
+    # --- a change of daemons --------------------------------------------------------------------------------
+
+    async def adopt(self, resolve: Callable[[str], StoredModel | None]) -> list[str]:
+        """Take the workers of an earlier daemon over; call once, before the first request.
+
+        One whose model is gone, or would be run in another way now, is drained.
+
+        Args:
+            resolve: the model of a digest; None = it is not in the store any more.
+
+        Returns:
+            The ids of those that stay.
+        """
+        return [s.worker_id for s in await self._workers.survivors() if self._adopt(s, resolve)]
+
+    def hold(self, worker_id: str, leases: int) -> None:
+        """The daemon before still answers ``leases`` requests in this worker; they use its slots until ``let_go``."""
+        for _ in range(leases):
+            request_id = self._own_id(f"held-{worker_id}")
+            self._held.setdefault(worker_id, []).append(request_id)
+            self.report(Hold(request_id, worker_id))
+
+    def let_go(self, worker_id: str) -> None:
+        """One of those requests has ended; harmless when none is left."""
+        if held := self._held.get(worker_id):
+            self.report(LeaseEnd(held.pop(), well=False))
+
+    def let_go_all(self) -> None:
+        """The daemon before has ended, and all its requests with it."""
+        for worker_id, held in self._held.items():
+            for _ in list(held):
+                self.let_go(worker_id)
+
+    def hand_over(self, on_end: Callable[[str], None] | None = None) -> dict[str, int]:
+        """Refuse all that wait and all that come with ``HandedOver``; running requests go on; start and end nothing.
+
+        Args:
+            on_end: gets the worker's id each time one of the running requests ends.
+
+        Returns:
+            For each worker the new daemon shall adopt, how many requests run in it.
+        """
+        self._handing, self._on_end = True, on_end
+        self.report(HandOver())
+        return {w.worker_id: w.leases for w in self._scheduler.workers() if w.state != "draining" or w.leases}
+
+    def resume(self) -> None:
+        """The new daemon did not come up: go on as before ``hand_over``."""
+        self._handing, self._on_end = False, None
+        self.report(Resume())
 
     # --- the node's door ------------------------------------------------------------------------------------
 
@@ -227,47 +341,45 @@ class FleetLoop:
         """``alias`` shall serve ``model``: it flips to it as soon as that is loaded. None: it serves nothing."""
         self.report(AliasChange(alias, self._planned_for(model).demand if model else None))
 
-    def subscribe(self, limit: int = 256) -> Subscription:
-        """What happens to models and requests from now on, for people; ``limit`` notices are kept unread."""
-        subscription = Subscription(limit, self._subscriptions.discard)
-        self._subscriptions.add(subscription)
-        return subscription
-
     def forget_plans(self) -> None:
         """Plan every model anew when it is next asked for: settings or installed engines changed."""
-        self._planned.clear()
+        self._plans.forget()
 
-    async def close(self) -> None:
-        """Refuse all that wait, end all workers and wait for the proof of their death."""
+    async def close(self, *, leave_workers: bool = False) -> None:
+        """Refuse all that wait, end all workers and wait for the proof of their death.
+
+        Args:
+            leave_workers: end none of them: a later daemon of this home shall adopt them.
+        """
         self._closed = True
         for ticket in list(self._tickets.values()):
             self.report(Cancel(ticket.request_id))
             self._refused(Refuse(ticket.request_id, _stopping()))
-        await self._workers.close()
+        await (self._workers.release() if leave_workers else self._workers.close())
         for timer in (self._timer, self._measuring):
             if timer is not None:
                 timer.cancel()
-        for subscription in list(self._subscriptions):
-            subscription.close()
 
     # --- a lease's home -------------------------------------------------------------------------------------
 
-    def end_lease(self, request_id: str) -> None:
-        """The request is over, however it ended."""
-        self.report(LeaseEnd(request_id))
+    def end_lease(self, request_id: str, worker_id: str, *, well: bool) -> None:
+        """The request is over; ``well``: its reply was complete."""
+        self.report(LeaseEnd(request_id, well))
+        if self._on_end is not None:
+            self._on_end(worker_id)
 
     def leave(self, request_id: str, worker_id: str) -> None:
         """The client left in mid-reply; the lease ends when the worker says that the slot is free."""
         running = self._running.get(worker_id)
         if running is None or self._closed:
-            self.end_lease(request_id)
+            self.end_lease(request_id, worker_id, well=False)
             return
         if running.vacating is None:
             running.vacating = Vacating(
                 running.socket,
                 running.planned.traits.busy_path,
                 serving=lambda: self._scheduler.leases(worker_id),
-                end=self.end_lease,
+                end=lambda request_id: self.end_lease(request_id, worker_id, well=False),
             )
         running.vacating.add(request_id)
 
@@ -292,7 +404,7 @@ class FleetLoop:
     ) -> Ticket:
         if self._closed:
             raise _stopping()
-        planned = self._planned.get(model.digest.hex) or self._planned_for(model)
+        planned = self._plans.get(model) or self._planned_for(model)
         demand = planned.demand
         if self._measure is not None and not self._scheduler.has_worker(demand.key):
             self._measure_budget(self._measure)
@@ -309,10 +421,11 @@ class FleetLoop:
         return request_id
 
     def _planned_for(self, model: StoredModel) -> Planned:
-        planned = self._planned.get(model.digest.hex)
+        planned = self._plans.get(model)
         if planned is None:
-            planned = self._planned[model.digest.hex] = self._plan(model)
-            self._by_key[planned.demand.key] = (planned, str(model.digest))
+            planned = self._plans.make(model)
+            if terms := self._plans.terms(str(model.digest)):
+                self.report(SetTerms(planned.demand, terms))
         return planned
 
     def _abandon(self, ticket: Ticket) -> None:
@@ -351,11 +464,12 @@ class FleetLoop:
                 return worker_id
 
     def _start(self, effect: Start) -> None:
-        planned, digest = self._by_key[effect.demand.key]
+        planned, digest = self._plans.of_key(effect.demand.key)
         socket = self._workers.sockets(effect.worker_id)
         self._running[effect.worker_id] = Running(planned, socket, digest)
+        note = note_of(planned, digest, effect.demand.measured_bytes or effect.demand.footprint_bytes)
         try:
-            self._workers.start(effect.worker_id, planned.launch(socket))
+            self._workers.start(effect.worker_id, planned.launch(socket), note)
         except (HomelabError, OSError) as error:
             failure = error if isinstance(error, HomelabError) else LoadError(f"the worker did not start: {error}")
             self._inbox.append(LoadFailed(effect.worker_id, failure))
@@ -375,9 +489,34 @@ class FleetLoop:
         running.loaded_unix_s = self._clock.unix_s()
         info = self._workers.info(event.worker_id)
         measured_bytes = event.footprint_bytes or (info.memory_bytes if info else 0)
-        if self._measuring is None:
-            self._measuring = asyncio.get_running_loop().call_later(self._remeasure_s, self._remeasure)
-        return replace(event, footprint_bytes=running.planned.reserve_bytes(measured_bytes))
+        self._measure_later()
+        reserve_bytes = running.planned.reserve_bytes(measured_bytes)
+        self._learn(running, reserve_bytes)
+        return replace(event, footprint_bytes=reserve_bytes)
+
+    def _learn(self, running: Running, footprint_bytes: int) -> None:
+        if self._learned is not None and footprint_bytes > running.learned_bytes:
+            running.learned_bytes = footprint_bytes
+            self._learned(running.planned.demand.key, running.digest, footprint_bytes)
+
+    def _adopt(self, survivor: Survivor, resolve: Callable[[str], StoredModel | None]) -> bool:
+        """Take one over; False when it must go."""
+        digest = str(survivor.note.get("digest", ""))
+        model = resolve(digest)
+        try:
+            planned = self._planned_for(model) if model is not None else None
+        except HomelabError:
+            planned = None
+        event, planned = adopted(survivor, planned)
+        socket = self._workers.sockets(survivor.worker_id)
+        running = Running(planned, socket, digest, survivor.started_unix_s if survivor.ready else None)
+        self._running[survivor.worker_id] = running
+        self.report(event)
+        self._measure_later()
+        return not event.unwanted
+
+    def _row(self, view: WorkerView) -> dict[str, Any]:
+        return worker_status(view, self._running[view.worker_id], self._workers.info(view.worker_id))
 
     def _exited(self, event: WorkerExit) -> None:
         running = self._running.pop(event.worker_id, None)
@@ -392,7 +531,14 @@ class FleetLoop:
             info = self._workers.info(worker_id)
             if info is not None and info.memory_bytes:
                 self.report(Measured(worker_id, info.memory_bytes))
+        for view in self._scheduler.workers():
+            if view.state == "ready" and (running := self._running.get(view.worker_id)) and running.learned_bytes:
+                self._learn(running, view.reserved_bytes)
         if self._running:
+            self._measure_later()
+
+    def _measure_later(self) -> None:
+        if self._measuring is None and not self._closed:
             self._measuring = asyncio.get_running_loop().call_later(self._remeasure_s, self._remeasure)
 
     def _measure_budget(self, measure: Callable[[int], int]) -> None:
@@ -414,8 +560,8 @@ class FleetLoop:
             self.aliases[effect.alias] = effect.worker_id
 
     def _tell(self, effect: Notify) -> None:
-        for subscription in self._subscriptions:
-            subscription.put(effect)
+        if self._publish is not None:
+            self._publish(event_of(effect))
         for ticket in self._loads:
             ticket.wake()
 

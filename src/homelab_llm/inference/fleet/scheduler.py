@@ -13,24 +13,39 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.waits import Wait
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.ledger import Ledger
-from homelab_llm.inference.fleet.placement import settle, too_large
-from homelab_llm.inference.fleet.state import Limits, ModelQueue, QueueView, Worker, WorkerView
+from homelab_llm.inference.fleet.placement import outlook, settle, unfit
+from homelab_llm.inference.fleet.state import (
+    Limits,
+    ModelQueue,
+    Outlook,
+    QuarantineView,
+    QueueView,
+    Worker,
+    WorkerView,
+)
 from homelab_llm.inference.fleet.vocabulary import (
     Adopted,
     AliasChange,
     Cancel,
     Condemn,
+    Demand,
     Effect,
     Event,
+    HandOver,
+    Hold,
     LeaseEnd,
     Loaded,
     LoadFailed,
     LoadProgress,
     Measured,
     Memory,
+    Refuse,
+    Resume,
+    SetTerms,
     Submit,
     Tick,
     Unload,
+    Unquarantine,
     WorkerExit,
 )
 
@@ -50,6 +65,7 @@ class Scheduler:
             Submit: self._submit,
             Cancel: self._cancel,
             LeaseEnd: self._lease_end,
+            Hold: self._hold,
             LoadProgress: self._load_progress,
             Loaded: self._loaded,
             Measured: self._measured,
@@ -59,6 +75,10 @@ class Scheduler:
             Memory: self._memory,
             AliasChange: self._alias_change,
             Unload: self._unload,
+            SetTerms: self._set_terms,
+            Unquarantine: self._unquarantine,
+            HandOver: self._hand_over,
+            Resume: self._resume,
             Condemn: self._condemn,
             Tick: self._tick,
         }
@@ -102,7 +122,7 @@ class Scheduler:
         book = self._book
         book.now_s = max(book.now_s, now_s)
         self._handlers[type(event)](event)
-        if book.unsettled:
+        if book.unsettled and not book.frozen:
             settle(book, self._new_id)
         out, book.out = book.out, []
         return out
@@ -151,6 +171,18 @@ class Scheduler:
         hungry = sorted(self._book.hungry.values(), key=ModelQueue.rank)
         return [QueueView(queue.demand, queue.length, queue.hungry_since_s or 0.0) for queue in hungry]
 
+    def quarantined(self) -> list[QuarantineView]:
+        """Models that failed too often and are not tried again."""
+        return [
+            QuarantineView(queue.demand, queue.failures, queue.last_error.message if queue.last_error else "")
+            for queue in self._book.queues.values()
+            if queue.quarantined
+        ]
+
+    def outlook(self, demand: Demand) -> Outlook:
+        """Memory as it stands for ``demand``."""
+        return outlook(self._book, demand)
+
     def wait(self, request_id: str) -> Wait | None:
         """Where a waiting request stands; None when it does not wait."""
         waiting = self._book.waiting.get(request_id)
@@ -172,31 +204,33 @@ class Scheduler:
         if queue is None:
             queue = book.queues[event.demand.key] = ModelQueue(event.demand)
         worker = queue.worker
-        if worker is not None and event.preload and worker.state == "ready":
+        if book.frozen:
+            book.out.append(Refuse(event.request_id, refusals.handed_over()))
+        elif worker is not None and event.preload and worker.state == "ready":
             book.grant_preload(worker, event)
             if worker.leases == 0:
                 book.idle(worker)
-        elif worker is not None and not event.preload and worker.open:
+        elif worker is not None and not event.preload and book.admits(worker, event):
             book.grant(worker, event)
         else:
             self._wait_or_refuse(queue, event)
 
     def _wait_or_refuse(self, queue: ModelQueue, event: Submit) -> None:
-        error = self._refusal(queue)
+        error = self._refusal(queue, event.priority)
         if error is not None:
             self._book.refuse(event, error)
             return
         waiting = self._book.enqueue(queue, event)
         self._book.notify("queued", queue, f"place {queue.place(waiting)}", request_id=event.request_id)
 
-    def _refusal(self, queue: ModelQueue) -> HomelabError | None:
+    def _refusal(self, queue: ModelQueue, priority: int) -> HomelabError | None:
         book = self._book
         if queue.worker is None:
-            if queue.needed_bytes(book.budget_bytes) > book.budget_bytes:
-                return too_large(book, queue)
-            if queue.last_error is not None and book.now_s < queue.retry_at_s:
-                return refusals.again(queue.last_error, retry_after_s=math.ceil(queue.retry_at_s - book.now_s))
-        if queue.length >= book.limits.queue_limit:
+            if queue.quarantined:
+                return refusals.quarantined(queue.demand.name, queue.failures, queue.last_error)
+            if (error := unfit(book, queue)) is not None:
+                return error
+        if queue.length >= book.limits.queue_most(priority):
             wait_s = queue.wait_s(queue.length + 1, book.now_s)
             return refusals.queue_full(queue.demand.name, queue.length, wait_s)
         return None
@@ -208,16 +242,23 @@ class Scheduler:
 
     def _lease_end(self, event: LeaseEnd) -> None:
         book = self._book
-        worker, since_s = book.leases.pop(event.request_id, (None, 0.0))
-        if worker is None or worker.state == "gone":
+        vacated = book.vacate(event.request_id)
+        if vacated is None:
             return
-        worker.queue.served(book.now_s - since_s)
-        worker.leases -= 1
-        worker.last_used_s = book.now_s
-        if worker.queue.length:
+        worker, since_s = vacated
+        if since_s >= 0.0:
+            worker.queue.served(book.now_s - since_s)
+        if event.well and worker.queue.failures:
+            worker.queue.failures, worker.queue.quarantined = 0, False
+        if book.waiting:
             book.grant_waiting(worker)
         if worker.leases == 0:
             book.idle(worker)
+
+    def _hold(self, event: Hold) -> None:
+        worker = self._book.workers.get(event.worker_id)
+        if worker is not None and not self.knows(event.request_id):
+            self._book.occupy(event.request_id, worker, math.nan, batch=False)
 
     # --- workers --------------------------------------------------------------------------------------------
 
@@ -225,14 +266,14 @@ class Scheduler:
         worker = self._book.workers.get(event.worker_id)
         if worker is not None and worker.state == "loading":
             worker.stage, worker.done = event.stage, event.done
-            self._book.notify("loading", worker.queue, event.stage, done=event.done)
+            name = worker.worker_id
+            self._book.notify("progress", worker.queue, event.stage, done=event.done, worker_id=name)
 
     def _loaded(self, event: Loaded) -> None:
         worker = self._book.workers.get(event.worker_id)
         if worker is None or worker.state != "loading":
             return
         queue = worker.queue
-        queue.failures, queue.last_error = 0, None
         queue.load_s = self._book.now_s - worker.started_s
         if event.footprint_bytes:
             self._book.reserve(worker, event.footprint_bytes)
@@ -243,7 +284,7 @@ class Scheduler:
         book = self._book
         worker.state, worker.stage, worker.done = "ready", "ready", 1.0
         worker.ready_s = worker.last_used_s = book.now_s
-        book.notify("loaded", worker.queue, done=1.0)
+        book.notify("loaded", worker.queue, done=1.0, worker_id=worker.worker_id)
         book.out.extend(book.aliases.ready(worker.demand.key, worker.worker_id))
         for waiting in worker.queue.take_preloads():
             del book.waiting[waiting.request.request_id]
@@ -262,21 +303,40 @@ class Scheduler:
         worker = self._book.workers.get(event.worker_id)
         if worker is not None and worker.state == "loading":
             worker.state = "ending"  # its exit follows, and only then its memory is free
-            self._fail(worker.queue, event.error)
+            self._load_ended(worker, event.error)
 
-    def _fail(self, queue: ModelQueue, error: HomelabError) -> None:
-        book, limits = self._book, self._book.limits
+    def _load_ended(self, worker: Worker, error: HomelabError) -> None:
+        """A load failed: who waits for it is told why."""
+        book, queue = self._book, worker.queue
         queue.worker = None
-        queue.failures += 1
-        queue.last_error = error
-        if queue.failures >= limits.tries:
-            doublings = min(32, queue.failures - limits.tries)
-            pause_s = min(limits.backoff_most_s, limits.backoff_s * 2.0**doublings)
-            queue.retry_at_s = book.now_s + pause_s
-            error = refusals.again(error, retry_after_s=math.ceil(pause_s))
-        book.notify("failed", queue, error.message)
+        book.notify("failed", queue, worker_id=worker.worker_id, error=error)
+        self._failed(queue, error)
+        if queue.quarantined:
+            error = refusals.again(error, quarantined=True)
+        elif queue.retry_at_s > book.now_s:
+            error = refusals.again(error, retry_after_s=math.ceil(queue.retry_at_s - book.now_s))
         book.refuse_waiting(queue, error)
         book.unsettled = True
+
+    def _crashed(self, worker: Worker, error: HomelabError) -> None:
+        """A worker that served ended by itself, or had to be ended: who waits gets another, if one may be tried."""
+        book, queue = self._book, worker.queue
+        book.notify("crashed", queue, worker_id=worker.worker_id, error=error)
+        self._failed(queue, error)
+        if queue.quarantined and queue.worker is None:
+            book.refuse_waiting(queue, refusals.quarantined(queue.demand.name, queue.failures, error))
+        book.unsettled = True
+
+    def _failed(self, queue: ModelQueue, error: HomelabError) -> None:
+        """Count a failure; the second in a row delays the next try, the last allowed one ends them."""
+        book, limits = self._book, self._book.limits
+        queue.failures += 1
+        queue.last_error = error
+        queue.retry_at_s = book.now_s + limits.backoff_s * (queue.failures - 1)
+        if queue.failures >= limits.quarantine_after and not queue.quarantined:
+            queue.quarantined = True
+            error = refusals.quarantined(queue.demand.name, queue.failures, error)
+            book.notify("quarantined", queue, error=error)
 
     def _worker_exit(self, event: WorkerExit) -> None:
         book = self._book
@@ -285,16 +345,14 @@ class Scheduler:
             return
         queue, before = worker.queue, worker.state
         book.remove_worker(worker)
-        if before == "loading":
-            self._fail(queue, event.error or refusals.ended_while_loading(queue.demand.name))
-        elif queue.worker is worker:
+        if queue.worker is worker:
             queue.worker = None
-            if event.error is None:
-                book.notify("unloaded", queue)
-            else:
-                book.notify("failed", queue, event.error.message)
+        if before == "loading":
+            self._load_ended(worker, event.error or refusals.ended_while_loading(queue.demand.name))
+        elif before != "ending" and event.error is not None:
+            self._crashed(worker, event.error)
         else:
-            book.notify("unloaded", queue)
+            book.notify("unloaded", queue, worker_id=worker.worker_id)
         book.appetite(queue)
 
     def _adopted(self, event: Adopted) -> None:
@@ -302,18 +360,23 @@ class Scheduler:
         if event.worker_id in book.workers:
             return
         queue = book.queues.setdefault(event.demand.key, ModelQueue(event.demand))
-        worker = book.add_worker(event.worker_id, queue, event.demand, event.demand.footprint_bytes)
-        if queue.worker is not None:
-            book.end(worker, "another worker serves this model")
+        reserved_bytes = event.footprint_bytes or event.demand.footprint_bytes
+        worker = book.add_worker(event.worker_id, queue, event.demand, reserved_bytes)
+        book.unsettled = True
+        unwanted = event.unwanted or ("another worker serves this model" if queue.worker is not None else "")
+        if unwanted:
+            book.end(worker, unwanted)
             return
         queue.worker = worker
+        book.notify("adopted", queue, worker_id=worker.worker_id)
         book.appetite(queue)
-        self._serve(worker)
+        if event.ready:
+            self._serve(worker)
 
     def _unload(self, event: Unload) -> None:
         book = self._book
         queue = book.queues.get(event.key)
-        if queue is None:
+        if queue is None or book.frozen:
             return
         worker = queue.worker
         if event.force:
@@ -329,8 +392,48 @@ class Scheduler:
 
     def _condemn(self, event: Condemn) -> None:
         worker = self._book.workers.get(event.worker_id)
-        if worker is not None and worker.state in ("ready", "retiring"):
+        if worker is not None and worker.state in ("ready", "retiring") and not self._book.frozen:
             self._book.end(worker, "it does not answer", kill=True)
+            self._crashed(worker, refusals.gave_no_answer(worker.demand.name))
+
+    # --- the operator ---------------------------------------------------------------------------------------
+
+    def _set_terms(self, event: SetTerms) -> None:
+        book = self._book
+        queue = book.queues.setdefault(event.demand.key, ModelQueue(event.demand))
+        before, queue.terms = queue.terms, event.terms
+        worker = queue.worker
+        book.unsettled = True  # what is not pinned any more may make room
+        if worker is None or before == event.terms:
+            return
+        if before.keep_alive_s != event.terms.keep_alive_s:
+            worker.standing_keep_alive_s = worker.keep_alive_s = book.keep_alive_s(queue)
+        if event.terms.pinned and worker.held_for is not None:
+            worker.held_for = None
+            book.grant_waiting(worker)
+        if worker.leases == 0:
+            book.idle(worker)
+
+    def _unquarantine(self, event: Unquarantine) -> None:
+        queue = self._book.queues.get(event.key)
+        if queue is not None:
+            queue.quarantined, queue.failures, queue.retry_at_s, queue.last_error = False, 0, 0.0, None
+            self._book.unsettled = True
+
+    def _hand_over(self, _: HandOver) -> None:
+        book = self._book
+        book.frozen = True
+        for waiting in list(book.waiting.values()):
+            book.withdraw(waiting)
+            book.out.append(Refuse(waiting.request.request_id, refusals.handed_over()))
+        book.wake_s = math.inf
+
+    def _resume(self, _: Resume) -> None:
+        book = self._book
+        book.frozen, book.unsettled = False, True
+        for worker in list(book.workers.values()):
+            if worker.leases == 0:
+                book.idle(worker)
 
     def _alias_change(self, event: AliasChange) -> None:
         queue = self._book.queues.get(event.demand.key) if event.demand else None
@@ -347,6 +450,9 @@ class Scheduler:
     def _tick(self, _: Tick) -> None:
         book = self._book
         limit_s = book.limits.max_wait_s
+        if book.frozen:
+            book.wake_s = math.inf
+            return
         while book.waiting:
             waiting = next(iter(book.waiting.values()))
             if waiting.since_s + limit_s > book.now_s:

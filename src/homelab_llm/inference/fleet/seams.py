@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.inference.engines.base import Footprint, LaunchPlan
 from homelab_llm.inference.fleet.vocabulary import Demand
@@ -44,6 +45,14 @@ class Planned:
         return max(measured_bytes, promised_bytes)
 
 
+class Plan(Protocol):
+    """Plans a model; ``context_tokens`` in place of what is set, to see what that would need."""
+
+    def __call__(self, model: StoredModel, context_tokens: int | None = None, /) -> Planned:
+        """May look around; raises ``EngineUnavailable`` or ``UnsupportedRequest``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Survivor:
     """A worker of an earlier daemon that passed its proof: it is ours now, and its events come to us.
@@ -76,8 +85,15 @@ class Workers(Protocol):
         """Where the worker serves HTTP."""
         ...
 
-    def start(self, worker_id: str, plan: LaunchPlan) -> None:
-        """Return at once; what comes of it is reported as events."""
+    def start(self, worker_id: str, plan: LaunchPlan, note: Mapping[str, Any]) -> None:
+        """Return at once; what comes of it is reported as events. ``note``: JSON for ``survivors`` of a later life."""
+        ...
+
+    async def survivors(self) -> list[Survivor]:
+        """The workers of an earlier daemon that live and prove to be ours; from then on they are this one's.
+
+        A worker whose proof fails is reported and never signalled.
+        """
         ...
 
     def drain(self, worker_id: str) -> None: ...
@@ -94,4 +110,8 @@ class Workers(Protocol):
 
     async def close(self) -> None:
         """End all workers and wait for the proof of their death."""
+        ...
+
+    async def release(self) -> None:
+        """Leave all workers as they are and watch them no more."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from homelab_llm.inference.fleet.seams import Planned, WorkerInfo
-from homelab_llm.inference.fleet.state import WorkerView
+from homelab_llm.inference.fleet.state import QuarantineView, WorkerView
 from homelab_llm.inference.fleet.vacating import Vacating
 
 
@@ -17,6 +17,7 @@ class Running:
     """A started worker of the run loop; ``gone`` is set after its proof of death.
 
     ``vacating`` holds the leases whose clients left, where the worker does not notice that at once.
+    ``learned_bytes`` is the largest footprint that was measured.
     """
 
     planned: Planned
@@ -25,6 +26,7 @@ class Running:
     loaded_unix_s: float | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     vacating: Vacating | None = None
+    learned_bytes: int = 0
 
 
 def worker_status(view: WorkerView, running: Running, info: WorkerInfo | None) -> dict[str, Any]:
@@ -44,6 +46,12 @@ def worker_status(view: WorkerView, running: Running, info: WorkerInfo | None) -
         "context_tokens": running.planned.context_tokens,
         "loaded_unix_s": running.loaded_unix_s,
         "expires_in_s": view.expires_in_s,
+        "pinned": view.pinned,
         "progress": {"stage": view.stage, "done": view.done},
         "warning": running.planned.warning,
     }
+
+
+def quarantine_status(view: QuarantineView) -> dict[str, Any]:
+    """A model that is not tried again, and why."""
+    return {"model": view.demand.name, "failures": view.failures, "reason": view.reason}

@@ -10,15 +10,37 @@ from typing import Literal
 
 from homelab_llm.core.errors import HomelabError
 
+BATCH_PRIORITY = 10
+"""Requests of this priority or larger are batch: they leave the reserved slots free."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A model as the scheduler sees it: ``key`` (its manifest digest and options), memory and request slots."""
+    """A model as the scheduler sees it: ``key`` (its manifest digest and options), memory and request slots.
+
+    ``footprint_bytes`` is the estimate; ``measured_bytes`` is what an earlier worker of this key really took,
+    0 when none was measured.
+    """
 
     key: str
     name: str
     footprint_bytes: int
     parallel: int
+    measured_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator wants for a model. ``pinned``: never evicted, never unloaded for being idle.
+
+    ``keep_alive_s`` holds for requests that bring none: None = the fleet's default, negative = for ever.
+    """
+
+    pinned: bool = False
+    keep_alive_s: float | None = None
+
+
+NO_TERMS = Terms()
 
 
 # --- events -------------------------------------------------------------------------------------------------
@@ -48,9 +70,21 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """A granted request ended, however it ended; harmless when its worker is already gone."""
+    """A granted request ended; harmless when its worker is already gone.
+
+    ``well``: its reply was complete, which shows that the model works.
+    """
 
     request_id: str
+    well: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A request that an earlier daemon still answers uses a slot of this worker, until its ``LeaseEnd``."""
+
+    request_id: str
+    worker_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +130,16 @@ class WorkerExit:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A worker of an earlier daemon passed its proof and serves ``demand``."""
+    """A worker of an earlier daemon passed its proof and serves ``demand``, or loads it when it is not ``ready``.
+
+    ``footprint_bytes`` is measured, 0 when unknown. ``unwanted`` says why it must go, empty = it may stay.
+    """
 
     worker_id: str
     demand: Demand
+    footprint_bytes: int = 0
+    ready: bool = True
+    unwanted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +170,31 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class SetTerms:
+    """The operator's terms for a model; they hold for its worker, if it has one, and for the next."""
+
+    demand: Demand
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Unquarantine:
+    """The operator wants a model that failed several times to be tried again."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Another daemon takes the fleet: who waits is refused, and nothing is started or ended until ``Resume``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The other daemon did not come up: go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Condemn:
     """The worker does not answer any more and must end at once; who waits for it gets another one."""
 
@@ -142,11 +207,14 @@ class Tick:
 
 
 Event = (
-    Submit | Cancel | LeaseEnd | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
-    | AliasChange | Unload | Condemn | Tick
+    Submit | Cancel | LeaseEnd | Hold | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
+    | AliasChange | Unload | SetTerms | Unquarantine | HandOver | Resume | Condemn | Tick
 )  # fmt: skip
 
-NotifyKind = Literal["queued", "loading", "loaded", "evicted", "unloaded", "refused", "failed"]
+NotifyKind = Literal[
+    "queued", "loading", "progress", "loaded", "adopted", "evicted", "unloaded", "refused", "failed", "crashed",
+    "quarantined",
+]  # fmt: skip
 
 # --- effects ------------------------------------------------------------------------------------------------
 
@@ -211,6 +279,8 @@ class Notify:
     text: str = ""
     done: float = 0.0
     request_id: str = ""
+    worker_id: str = ""
+    error: HomelabError | None = None
 
 
 Effect = Start | Drain | Kill | Grant | Refuse | Flip | Notify
