@@ -129,7 +129,14 @@ class Node:
             budget_bytes=fixed_bytes or measure_budget(settings.memory_fraction),
             measure=None if fixed_bytes else lambda ours: measure_budget(settings.memory_fraction, ours),
             limits=Limits(
-                keep_alive_s=settings.keep_alive, queue_limit=settings.queue_limit, max_wait_s=settings.max_wait_s
+                keep_alive_s=settings.keep_alive,
+                queue_limit=settings.queue_limit,
+                max_wait_s=settings.max_wait_s,
+                turn_s=settings.turn_s,
+                min_stay_s=settings.min_stay_s,
+                max_running=settings.max_running,
+                reserved_slots=settings.reserved_slots,
+                quarantine_after=settings.quarantine_after,
             ),
             clock=self._clock,
         )
