@@ -38,6 +38,7 @@ class Contest(History):
             max_wait_s=math.inf,
             turn_s=chance.choice((1.0, 5.0)),
             aging_s=0.5,
+            reserved_slots=0,
         )
         return World(models, 16, limits, True, chance.choice((0.1, 2.0)), chance.choice((0.3, 1.0)), 0.2)
 

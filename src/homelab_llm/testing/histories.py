@@ -94,7 +94,8 @@ class World:
             max_wait_s=math.inf if patient else random.choice((5.0, 60.0)),
             turn_s=random.choice((0.0, 1.0, 10.0)),
             aging_s=random.choice((0.5, 3.0)),
-            backoff_s=1.0,
+            backoff_s=0.0,
+            reserved_slots=0,
         )
         return cls(models, budget, limits, patient, random.choice((0.1, 3.0)), random.choice((0.1, 2.0)), 0.2)
 
