@@ -1,0 +1,1 @@
+"""The controller: which model each slot serves, and how that changes without a failed request."""

@@ -1,0 +1,65 @@
+"""Obtaining a model: from what a person wrote to an entry of the registry whose files lie in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+from homelab_llm.core.errors import Cancelled, InvalidInput, ModelNotFound
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.failpoints import failpoint
+from homelab_llm.core.registry.entry import Entry
+from homelab_llm.inference.controller.board import Board
+from homelab_llm.inference.controller.entries import registered
+from homelab_llm.inference.controller.work import Work
+
+
+async def obtain(board: Board, work: Work, text: str) -> tuple[Entry, StoredModel]:
+    """The model of a slug, a name in the store, or a reference to pull; it is pulled and registered if it is not.
+
+    The entry is written after the pull: killed before, the registry never heard of it and the same command goes on.
+
+    Raises:
+        InvalidInput, ModelNotFound, TransferError, DiskFull: the pull; the registry is as it was.
+    """
+    entry = board.snapshot.find(text)
+    model = board.find(entry.model_id if entry else text)
+    if model is None:
+        model = await _pull(board, work, text, entry)
+    slug = entry.slug if entry else ""
+    state = await board.change(partial(registered, model=model, slug=slug))
+    known = state.entries.get(slug) or state.by_model(model.name)
+    if known is None:
+        raise ModelNotFound(f"{model.name} was taken out of the registry meanwhile", hint="mlxctl list")
+    return known, model
+
+
+async def _pull(board: Board, work: Work, text: str, entry: Entry | None) -> StoredModel:
+    reference = (entry.repo_id or entry.model_id) if entry else text
+    loop, left = asyncio.get_running_loop(), threading.Event()
+
+    def progress(stage: str, done: float) -> None:
+        if left.is_set():
+            raise Cancelled(f"pulling {reference} was called off; what was received is kept")
+        loop.call_soon_threadsafe(partial(work.tell, "pulling", f"{reference}: {stage}", done=done))
+
+    work.tell("pulling", reference)
+    failpoint("controller.before_pull")
+    try:
+        model = await asyncio.to_thread(board.shelf.pull, reference, progress)
+    except ModelNotFound as error:
+        if entry is not None:
+            raise
+        raise ModelNotFound(
+            f"no model {text[:80]} in the registry, the store or the catalogue",
+            hint=error.hint or "mlxctl pull hf:ORG/NAME",
+            **error.facts,
+        ) from error
+    except InvalidInput as error:
+        error.hint = error.hint or "mlxctl list"
+        raise
+    finally:
+        left.set()
+    failpoint("controller.after_pull")
+    return model
