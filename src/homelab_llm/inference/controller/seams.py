@@ -9,20 +9,12 @@ from typing import Any, Protocol
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.core.waits import Wait
+from homelab_llm.inference.fleet.vocabulary import Terms
+
+__all__ = ["Fleet", "Holder", "Move", "Ports", "PullProgress", "Registry", "Shelf", "Terms"]
 
 Move = Callable[[RegistryState], RegistryState]
 PullProgress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the operator wants for a model. ``pinned``: never evicted, never unloaded for being idle.
-
-    ``keep_alive_s`` holds for requests that bring none: None = the fleet's default, negative = for ever.
-    """
-
-    pinned: bool = False
-    keep_alive_s: float | None = None
 
 
 class Registry(Protocol):
