@@ -117,6 +117,7 @@ def daemon(home: Home) -> Iterator[ScriptedDaemon]:
         listener.listen(16)
         scripted = ScriptedDaemon(home.daemon_sock)
         scripted.says("/healthz", 200, {"status": "ok"})
+        scripted.says("/admin/models", 200, {"models": []})
         thread = threading.Thread(target=scripted.serve, args=(listener,), daemon=True)
         thread.start()
         yield scripted

@@ -55,10 +55,7 @@ def _names_a_host(invocation: Invocation) -> bool:
     """Whether the settings may name an inference host; decides without reading YAML."""
     if _VARIABLE in invocation.environ:
         return bool(invocation.environ[_VARIABLE])
-    try:
-        return b"inference_host" in invocation.home.config.read_bytes()
-    except OSError:
-        return False
+    return invocation.may_be_set("remote", "inference_host")
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:

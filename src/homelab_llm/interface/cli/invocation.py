@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -14,6 +15,7 @@ from homelab_llm.interface.cli.output import Output
 if TYPE_CHECKING:
     from homelab_llm.core.paths import Home
     from homelab_llm.core.settings import Settings
+    from homelab_llm.data.registry import Registry
     from homelab_llm.interface.daemon_client import DaemonClient
     from homelab_llm.store.model_store import ModelStore
 
@@ -52,6 +54,39 @@ class Invocation:
         from homelab_llm.core.settings import load_settings
 
         return load_settings(self.home.config, self.environ)
+
+    def may_be_set(self, section: str, key: str) -> bool:
+        """Whether a setting could differ from its default; False is certain. Reads no YAML, imports nothing."""
+        if f"HOMELAB_{section}__{key}".upper() in map(str.upper, self.environ):
+            return True
+        try:
+            return key.encode() in self.home.config.read_bytes()
+        except OSError:
+            return False
+
+    @contextmanager
+    def registry(self) -> Iterator[Registry]:
+        """The registry of this home, in this process; its database is made, or brought up to date, when needed.
+
+        Imports SQLAlchemy. Tell a running daemon afterwards: ``registry_changed``.
+        """
+        from homelab_llm.data.database import Database
+        from homelab_llm.data.registry import Registry
+        from homelab_llm.data.registry_file import registry_path
+        from homelab_llm.data.upgrade import upgraded
+
+        chosen = self.settings.data
+        upgraded(self.home.ensure().root, chosen.url)
+        with closing(Database.open(chosen.url, self.home.database)) as database:
+            yield Registry(database, registry_path(chosen.registry_file, self.home, self.environ))
+
+    def registry_changed(self) -> None:
+        """Have a running daemon read the registry again."""
+        from homelab_llm.core.errors import Conflict
+
+        if client := self.daemon_if_running():
+            with suppress(Conflict):  # it keeps none
+                client.post("/admin/registry/refresh", {})
 
     def daemon_if_running(self) -> DaemonClient | None:
         """A client for the daemon of this home, or None when none answers; starts nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +12,13 @@ import click
 from homelab_llm.core.errors import ModelInUse, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 
 
 def summary(model: StoredModel) -> dict[str, Any]:
-    """What ``list --json`` says of a model."""
+    """What every verb with ``--json`` says of a stored model."""
     facts = model.facts
     return {
         "name": model.name,
@@ -34,31 +33,6 @@ def summary(model: StoredModel) -> dict[str, Any]:
         "created_unix_s": model.created_unix_s,
         "source": model.source,
     }
-
-
-def _age(unix_s: float) -> str:
-    return f"{format_duration(max(time.time() - unix_s, 1))} ago" if unix_s else "-"
-
-
-@verb("list")
-@click.argument("prefix", default="")
-def list_(invocation: Invocation, prefix: str) -> None:
-    """List the stored models, those whose name begins with PREFIX."""
-    models = [model for model in invocation.store.models() if model.name.startswith(prefix)]
-    rows = (
-        (
-            model.name,
-            model.digest.short,
-            format_bytes(model.size_bytes),
-            f"{model.facts.format} {model.facts.quantization}".strip(),
-            _age(model.created_unix_s),
-        )
-        for model in models
-    )
-    data = {"models": [summary(model) for model in models]}
-    invocation.output.table(("NAME", "ID", "SIZE", "FORMAT", "ADDED"), rows, data)
-    if not models and not prefix:
-        invocation.output.note("no models yet; try: mlxctl pull smollm2:135m")
 
 
 @verb("show")

@@ -18,7 +18,7 @@ VERBS = {
     "chat": f"{_CLI}.chat:chat",
     "pull": f"{_CLI}.pull:pull",
     "import": f"{_CLI}.models:import_",
-    "list": f"{_CLI}.models:list_",
+    "list": f"{_CLI}.listing:list_",
     "show": f"{_CLI}.models:show",
     "cp": f"{_CLI}.models:cp",
     "rm": f"{_CLI}.models:rm",
@@ -62,10 +62,12 @@ class Root(LazyGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, unless the verb runs elsewhere: then the process ends with its exit code."""
+        invocation = ctx.ensure_object(Invocation)
+        invocation.home_root = ctx.params["root"]
         if not ctx.resilient_parsing:
             whole: list[str] = ctx.meta[_WHOLE]
             options = {**ctx.params, "json": "--json" in whole[: len(whole) - len(args)]}
-            code = place_verb(ctx.ensure_object(Invocation), options, args)
+            code = place_verb(invocation, options, args)
             if code is not None:
                 ctx.exit(code)
         return super().resolve_command(ctx, args)
@@ -96,10 +98,8 @@ def _expect(context: click.Context, _option: click.Parameter, value: str | None)
     help="File with the API key for --url; admin verbs need a key made with --admin.",
 )
 @click.option(EXPECT_VERSION, is_eager=True, expose_value=False, hidden=True, callback=_expect)
-@click.pass_obj
-def mlxctl(invocation: Invocation, /, root: Path | None, **_elsewhere: object) -> None:
+def mlxctl(**_options: object) -> None:
     """Run language models on this machine, or on another one.
 
     The daemon is started when a verb needs it. Every verb takes --json.
     """
-    invocation.home_root = root
