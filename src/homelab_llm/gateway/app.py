@@ -221,8 +221,8 @@ class App:
             EndpointNotFound: slot ports do not have it.
             Unauthorized, Forbidden, InvalidInput: see ``auth``.
         """
-        exchange.slot = listener.slot
         row = exchange.row
+        exchange.slot = listener.slot
         forwarded = Origin.of(exchange.scope["headers"]) if listener.control else None
         if forwarded is not None:
             exchange.came_from(forwarded.request_id, forwarded.slot)
@@ -234,6 +234,7 @@ class App:
         exchange.recorded = route.recorded
         exchange.batch = is_batch(told, grant)
         row.key = grant.name
+        row.port = exchange.slot
         if client := exchange.scope.get("client"):
             row.client = client[0]
         if forwarded is not None:

@@ -152,7 +152,6 @@ class Proxy:
         row = exchange.row
         row.model = target.model.name
         row.alias = target.alias
-        row.port = exchange.slot
         row.streamed = ask.stream
         if ask.stream:
             exchange.waiting_for = partial(self._standing, exchange.request_id, target.model.name)
