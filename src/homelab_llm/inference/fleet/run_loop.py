@@ -11,7 +11,6 @@ import secrets
 import string
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 from homelab_llm.core import events
@@ -24,7 +23,9 @@ from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.adoption import adopted, note_of
 from homelab_llm.inference.fleet.fitting import fit
 from homelab_llm.inference.fleet.lease import FleetLease, Ticket
+from homelab_llm.inference.fleet.measuring import Measuring
 from homelab_llm.inference.fleet.news import event_of
+from homelab_llm.inference.fleet.placeholders import Placeholders
 from homelab_llm.inference.fleet.plans import Plans
 from homelab_llm.inference.fleet.scheduler import Scheduler
 from homelab_llm.inference.fleet.seams import Plan, Planned, Survivor, Workers
@@ -40,12 +41,10 @@ from homelab_llm.inference.fleet.vocabulary import (
     Flip,
     Grant,
     HandOver,
-    Hold,
     Kill,
     LeaseEnd,
     Loaded,
     LoadFailed,
-    Measured,
     Memory,
     Notify,
     Refuse,
@@ -96,15 +95,11 @@ class FleetLoop:
     ) -> None:
         self._plans = Plans(plan, known_bytes)
         self._publish = publish
-        self._learned = learned
         self._clock = clock or SystemClock()
-        self._measure = measure
-        self._remeasure_s = remeasure_s
         self._scheduler = Scheduler(budget_bytes, self._new_id, limits)
         self._running: dict[str, Running] = {}
         self._tickets: dict[str, Ticket] = {}
         self._loads: set[Ticket] = set()
-        self._held: dict[str, list[str]] = {}  # by worker: leases that an earlier daemon still holds
         self._on_end: Callable[[str], None] | None = None
         self._inbox: deque[Event] = deque()
         self._applying = False
@@ -112,7 +107,6 @@ class FleetLoop:
         self._handing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
-        self._measuring: asyncio.TimerHandle | None = None
         self.aliases: dict[str, str] = {}
         self._effects: dict[type, Callable[[Any], None]] = {
             Grant: self._granted,
@@ -124,6 +118,16 @@ class FleetLoop:
             Notify: self._tell,
         }
         self._workers = workers(self.report)
+        self._measuring = Measuring(
+            self._scheduler,
+            self._workers,
+            self._running,
+            self.report,
+            measure=measure,
+            every_s=remeasure_s,
+            learned=learned,
+        )
+        self._placeholders = Placeholders(self.report, self._own_id)
 
     # --- the gateway's door ---------------------------------------------------------------------------------
 
@@ -235,8 +239,7 @@ class FleetLoop:
             EngineUnavailable, UnsupportedRequest: it cannot be run like that here.
         """
         planned = self._plans.make(model, context_tokens) if context_tokens else self._planned_for(model)
-        if self._measure is not None:
-            self._measure_budget(self._measure)
+        self._measuring.budget()
         return fit(planned, self._scheduler.outlook(planned.demand), model.facts.context_tokens)
 
     # --- the operator's door --------------------------------------------------------------------------------
@@ -271,21 +274,15 @@ class FleetLoop:
 
     def hold(self, worker_id: str, leases: int) -> None:
         """The daemon before still answers ``leases`` requests in this worker; they use its slots until ``let_go``."""
-        for _ in range(leases):
-            request_id = self._own_id(f"held-{worker_id}")
-            self._held.setdefault(worker_id, []).append(request_id)
-            self.report(Hold(request_id, worker_id))
+        self._placeholders.hold(worker_id, leases)
 
     def let_go(self, worker_id: str) -> None:
         """One of those requests has ended; harmless when none is left."""
-        if held := self._held.get(worker_id):
-            self.report(LeaseEnd(held.pop(), well=False))
+        self._placeholders.let_go(worker_id)
 
     def let_go_all(self) -> None:
         """The daemon before has ended, and all its requests with it."""
-        for worker_id, held in self._held.items():
-            for _ in list(held):
-                self.let_go(worker_id)
+        self._placeholders.let_go_all()
 
     def hand_over(self, on_end: Callable[[str], None] | None = None) -> dict[str, int]:
         """Refuse all that wait and all that come with ``HandedOver``; running requests go on; start and end nothing.
@@ -356,9 +353,9 @@ class FleetLoop:
             self.report(Cancel(ticket.request_id))
             self._refused(Refuse(ticket.request_id, _stopping()))
         await (self._workers.release() if leave_workers else self._workers.close())
-        for timer in (self._timer, self._measuring):
-            if timer is not None:
-                timer.cancel()
+        self._measuring.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     # --- a lease's home -------------------------------------------------------------------------------------
 
@@ -406,8 +403,8 @@ class FleetLoop:
             raise _stopping()
         planned = self._plans.get(model) or self._planned_for(model)
         demand = planned.demand
-        if self._measure is not None and not self._scheduler.has_worker(demand.key):
-            self._measure_budget(self._measure)
+        if not self._scheduler.has_worker(demand.key):
+            self._measuring.budget()
         request_id = self._own_id(request_id)
         ticket = Ticket(request_id, preload=preload)
         self._tickets[request_id] = ticket
@@ -482,22 +479,12 @@ class FleetLoop:
         self._workers.kill(effect.worker_id)
 
     def _loaded(self, event: Loaded) -> Loaded:
-        """With the footprint to reserve; the event brings what was measured, or the worker's record does."""
+        """With the footprint to reserve."""
         running = self._running.get(event.worker_id)
         if running is None:
             return event
         running.loaded_unix_s = self._clock.unix_s()
-        info = self._workers.info(event.worker_id)
-        measured_bytes = event.footprint_bytes or (info.memory_bytes if info else 0)
-        self._measure_later()
-        reserve_bytes = running.planned.reserve_bytes(measured_bytes)
-        self._learn(running, reserve_bytes)
-        return replace(event, footprint_bytes=reserve_bytes)
-
-    def _learn(self, running: Running, footprint_bytes: int) -> None:
-        if self._learned is not None and footprint_bytes > running.learned_bytes:
-            running.learned_bytes = footprint_bytes
-            self._learned(running.planned.demand.key, running.digest, footprint_bytes)
+        return self._measuring.loaded(event, running)
 
     def _adopt(self, survivor: Survivor, resolve: Callable[[str], StoredModel | None]) -> bool:
         """Take one over; False when it must go."""
@@ -512,7 +499,7 @@ class FleetLoop:
         running = Running(planned, socket, digest, survivor.started_unix_s if survivor.ready else None)
         self._running[survivor.worker_id] = running
         self.report(event)
-        self._measure_later()
+        self._measuring.again_later()
         return not event.unwanted
 
     def _row(self, view: WorkerView) -> dict[str, Any]:
@@ -524,32 +511,6 @@ class FleetLoop:
             if running.vacating is not None:
                 running.vacating.close()
             running.gone.set()
-
-    def _remeasure(self) -> None:
-        self._measuring = None
-        for worker_id in list(self._running):
-            info = self._workers.info(worker_id)
-            if info is not None and info.memory_bytes:
-                self.report(Measured(worker_id, info.memory_bytes))
-        for view in self._scheduler.workers():
-            if view.state == "ready" and (running := self._running.get(view.worker_id)) and running.learned_bytes:
-                self._learn(running, view.reserved_bytes)
-        if self._running:
-            self._measure_later()
-
-    def _measure_later(self) -> None:
-        if self._measuring is None and not self._closed:
-            self._measuring = asyncio.get_running_loop().call_later(self._remeasure_s, self._remeasure)
-
-    def _measure_budget(self, measure: Callable[[int], int]) -> None:
-        ours_bytes = 0
-        for view in self._scheduler.workers():
-            info = self._workers.info(view.worker_id)
-            known_bytes = info.memory_bytes if info is not None and view.state == "ready" else 0
-            ours_bytes += known_bytes or view.reserved_bytes
-        budget_bytes, before_bytes = measure(ours_bytes), self._scheduler.budget_bytes
-        if abs(budget_bytes - before_bytes) * 100 > before_bytes:  # a change below 1 % is noise
-            self.set_budget(budget_bytes)
 
     # --- telling and time -----------------------------------------------------------------------------------
 
