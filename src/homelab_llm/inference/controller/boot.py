@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from itertools import count
 
 from homelab_llm.core.errors import DatabaseUnavailable, HomelabError
 from homelab_llm.core.registry.state import serve
@@ -14,6 +15,7 @@ from homelab_llm.inference.controller.status import live_of, lives
 from homelab_llm.inference.controller.work import Work
 
 WATCH_S = 5.0
+_DRIFT_EVERY = 12  # looks: foreign servers are asked and the exported file is read, which is not for nothing
 
 
 async def boot(board: Board, work: Work, *, auto_load: bool) -> dict[str, int]:
@@ -52,18 +54,27 @@ class Watch:
 
     async def run(self) -> None:
         """Look again and again; ends when it is cancelled. A database that cannot be read is asked again."""
-        while True:
+        for number in count(1):
             await asyncio.sleep(WATCH_S)
             try:
-                await self.look()
+                if await self._changed() or number % _DRIFT_EVERY == 0:
+                    await self.look()
             except (DatabaseUnavailable, OSError) as error:
                 self._board.tell("registry_unreadable", str(error), level="warning")
 
-    async def look(self) -> None:
-        """Take over the registry when it has changed, and tell what drifts."""
+    async def _changed(self) -> bool:
+        """Take over the registry when another process changed it; cheap when none did."""
         board = self._board
-        if await asyncio.to_thread(board.registry.revision) != board.snapshot.state.revision:
+        changed = await asyncio.to_thread(board.registry.revision) != board.snapshot.state.revision
+        if changed:
             await board.read()
+        board.point_all()
+        await recognise(board)
+        return changed
+
+    async def look(self) -> None:
+        """Tell what drifts, and what does not any more."""
+        board = self._board
         board.point_all()
         await recognise(board)
         for live in await lives(board):

@@ -15,7 +15,7 @@ def registered(state: RegistryState, model: StoredModel, slug: str = "") -> Regi
     known = state.entries.get(slug) or state.by_model(model.name)
     path = _main_file(model)
     if known is None:
-        slug = free_slug(state, slug_of(model.name.removesuffix(":latest")), model.name)
+        slug = free_slug(state, slug_of(model.name), model.name)
         return register(state, Entry(slug, model.name, model.source, path, format=model.facts.format))
     return register(state, replace(known, model_id=model.name, cache_path=path, format=model.facts.format))
 

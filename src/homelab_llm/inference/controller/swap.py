@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
 
-from homelab_llm.core.errors import HomelabError, InsufficientMemory, LoadFailed, SlotInUse
+from homelab_llm.core.errors import DaemonUnavailable, HomelabError, InsufficientMemory, LoadFailed, SlotInUse
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.registry.entry import Entry
@@ -161,12 +161,12 @@ async def _call_off(board: Board, model: StoredModel) -> None:
 
 
 async def _put_back(board: Board, turn: Turn, change: Change, error: HomelabError | OSError) -> None:
-    """The slot points to what it served, and the failure is written down; a refusal is none."""
+    """The slot points to what it served, and the failure is written down; a refusal and the daemon's end are none."""
     slot = change.slot
     board.pointers.put(change.before)
     turn.final.set()
     board.tell_failure("swap_failed" if change.leaving else "load_failed", slot, change.model.name, error)
-    if isinstance(error, SlotInUse):
+    if isinstance(error, (SlotInUse, DaemonUnavailable)):
         return
     try:
         await board.change(partial(fail, port=slot.port, reason=str(error), now_s=board.clock.unix_s()))

@@ -1,0 +1,162 @@
+"""A controller on a real fleet: every worker is a process of the fake engine, asked over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from homelab_llm.core.errors import Cancelled, EngineError, InsufficientMemory
+from homelab_llm.core.events import Event
+from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.paths import Home
+from homelab_llm.core.registry.slots import ALIASES, SlotTable
+from homelab_llm.core.registry.state import RegistryState
+from homelab_llm.inference.controller.controller import Controller
+from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan
+from homelab_llm.inference.fleet.lease import FleetLease
+from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
+from homelab_llm.inference.fleet.supervisor import Supervisor
+from homelab_llm.inference.fleet.vocabulary import Demand
+from homelab_llm.inference.fleet.vocabulary import Event as FleetEvent
+from homelab_llm.testing.engines import FakeEngine
+from homelab_llm.testing.events import Recorded
+from homelab_llm.testing.models import stored_fake_model, write_fake_model
+from homelab_llm.testing.registry import MemoryRegistry, MemoryShelf, OwnPorts
+
+MB = 10**6
+FOOTPRINT = Footprint(weights_bytes=1 * MB, kv_bytes=800 * MB, overhead_bytes=99 * MB)
+FIRST = 18100
+"""The first of ten slots; nothing listens there in these tests."""
+
+_TURNS = 8
+_numbers = count(1)
+
+
+class Rig:
+    """A node without its front door. ``room``: how many models fit into the budget."""
+
+    def __init__(self, home: Home, folder: Path, *, room: int = 2, auto_load: bool = True, default: str = "") -> None:
+        self.home = home
+        self.folder = folder
+        self.events: Recorded[Event] = Recorded()
+        self.registry = MemoryRegistry()
+        self.shelf = MemoryShelf()
+        self.ports = OwnPorts()
+        self.engine = FakeEngine()
+        self.room = room
+        self.auto_load = auto_load
+        self.default = default
+        self.fleet: FleetLoop
+        self.controller: Controller
+
+    async def start(self) -> None:
+        """A new daemon on what is kept: registry, shelf."""
+        self.fleet = FleetLoop(
+            plan=self.plan,
+            workers=self._supervise,
+            budget_bytes=self.room * 900 * MB + 300 * MB,
+            limits=Limits(keep_alive_s=300.0, turn_s=0.5),
+            publish=self.events,
+        )
+        self.controller = Controller(
+            registry=self.registry,
+            shelf=self.shelf,
+            fleet=self.fleet,
+            slots=SlotTable.of(f"{FIRST}-{FIRST + 9}", ALIASES),
+            publish=self.events,
+            foreign=self.ports,
+            default_model=self.default,
+            auto_load=self.auto_load,
+        )
+        await self.controller.start()
+
+    async def stop(self) -> None:
+        await self.controller.close()
+        await self.fleet.close()
+
+    def _supervise(self, report: Callable[[FleetEvent], None]) -> Supervisor:
+        return Supervisor(self.home, report, load_timeout_s=30.0, drain_s=2.0)
+
+    def plan(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
+        options = EngineOptions(context_tokens=context_tokens or 512, parallel=2)
+        key = f"{model.digest}/{options.context_tokens}"
+        demand = Demand(key, model.name, FOOTPRINT.total_bytes, options.parallel)
+
+        def launch(socket: Path) -> LaunchPlan:
+            return self.engine.plan(model, options, socket, self.home.derived)
+
+        traits = self.engine.traits
+        return Planned(demand, launch, self.engine.name, options.context_tokens, traits, footprint=FOOTPRINT)
+
+    def model(self, name: str, *, stored: bool = True, **more: Any) -> StoredModel:
+        """A fake model; in the store unless told otherwise."""
+        path = write_fake_model(self.folder / f"{name}-{next(_numbers)}.gguf", name=name, **more)
+        model = stored_fake_model(path, f"{name}:latest")
+        if stored:
+            self.shelf.add(model)
+        return model
+
+    @property
+    def state(self) -> RegistryState:
+        """What the registry keeps."""
+        return self.registry.read()
+
+    async def load(self, model: str, slot: int | str, *, force: bool = False) -> dict[str, Any]:
+        return await last(self.controller.load(model, str(slot), force=force))
+
+    async def row(self, port: int = FIRST) -> dict[str, Any]:
+        """The status row of one slot."""
+        slots = (await self.controller.slots())["slots"]
+        found: dict[str, Any] = next(row for row in slots if row["port"] == port)
+        return found
+
+    async def ask(self, name: str = "jerry-xl", *, port: int = 0, text: str = "hello") -> str:
+        """What a client sees: the model that answered. Routes and waits as the front door does."""
+        for _ in range(_TURNS):
+            target = self.controller.route(name, port)
+            try:
+                lease = await self.fleet.acquire(target.model, f"r{next(_numbers)}", keep_alive_s=target.keep_alive_s)
+            except (EngineError, InsufficientMemory, Cancelled):
+                if not await self.controller.settled(target):
+                    raise
+                continue
+            try:
+                return await answer_of(lease, text)
+            finally:
+                lease.release()
+        raise RuntimeError(f"no answer after {_TURNS} turns")
+
+    def loaded(self) -> set[str]:
+        """Names of the models with a ready worker."""
+        return {worker["model"] for worker in self.fleet.status()["workers"] if worker["state"] == "ready"}
+
+
+async def last(steps: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    """The result of a command that tells steps."""
+    told = [step async for step in steps]
+    return told[-1]
+
+
+async def answer_of(lease: FleetLease, text: str) -> str:
+    """Ask a worker; the model it says it is."""
+    reader, writer = await asyncio.open_unix_connection(lease.socket)
+    body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 8})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    try:
+        async with asyncio.timeout(30):
+            status = await reader.readline()
+            length = 0
+            while (line := await reader.readline()) not in (b"\r\n", b""):
+                name, _, value = line.decode().partition(":")
+                length = int(value) if name.lower() == "content-length" else length
+            told = json.loads(await reader.readexactly(length))
+    finally:
+        writer.close()
+    if status.split()[1] != b"200":
+        raise RuntimeError(f"the worker answered {told}")
+    return str(told["model"])

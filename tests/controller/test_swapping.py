@@ -1,0 +1,161 @@
+"""Swaps under load: a model behind an alias is exchanged, and no client's request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.paths import Home
+from homelab_llm.testing.controller import FIRST, Rig, last
+
+FULL = os.environ.get("HOMELAB_SIZE") == "full"
+CLIENTS = 16
+SWAPS = 100 if FULL else 6
+
+
+class Clients:
+    """Clients that ask an alias without a pause; every wait is kept."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.answers: list[tuple[str, float, float]] = []  # model, when, seconds
+        self.failures: list[BaseException] = []
+        self._stop = False
+
+    async def __aenter__(self) -> Clients:
+        self._tasks = [asyncio.create_task(self._live()) for _ in range(CLIENTS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _live(self) -> None:
+        while not self._stop:
+            started_s = time.monotonic()
+            try:
+                model = await self.rig.ask(text="fake: tokens=4 rate=200")
+            except (HomelabError, OSError, RuntimeError, asyncio.IncompleteReadError) as error:
+                self.failures.append(error)
+                await asyncio.sleep(0)
+            else:
+                self.answers.append((model, time.monotonic(), time.monotonic() - started_s))
+
+    async def more(self, count: int) -> None:
+        """Wait for that many further answers."""
+        wanted = len(self.answers) + count
+        async with asyncio.timeout(60):
+            while len(self.answers) < wanted and not self.failures:
+                await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("rig", [{"room": 2}, {"room": 1}], indirect=True, ids=["both fit", "one fits"])
+@pytest.mark.requirement("B-4")
+async def test_no_request_fails_while_an_alias_is_swapped_back_and_forth(rig: Rig) -> None:
+    names = [rig.model(name).name for name in ("one", "two")]
+    await rig.load(names[0], FIRST)
+    async with Clients(rig) as clients:
+        await clients.more(CLIENTS)
+        for number in range(SWAPS):
+            wanted = names[1 - number % 2]
+            result = await last(rig.controller.swap("jerry-xl", wanted))
+            assert (result["stage"], result["model"]) == ("ready", wanted)
+            await clients.more(CLIENTS)
+    assert clients.failures == []
+    assert {model for model, _, _ in clients.answers} == set(names)
+    assert rig.loaded() == {names[SWAPS % 2]}
+    row = await rig.row()
+    assert (row["drift"], row["desired"], row["actual"]) == ("", *[f"{names[SWAPS % 2].partition(':')[0]}-latest"] * 2)
+    kinds = [event.kind for event in rig.events]
+    assert kinds.count("swap_started") == kinds.count("swapped") == SWAPS
+
+
+@pytest.mark.parametrize("rig", [{"room": 2}, {"room": 1}], indirect=True, ids=["both fit", "one fits"])
+@pytest.mark.requirement("B-4", "R-F3")
+async def test_no_request_fails_when_the_new_model_does_not_load(rig: Rig) -> None:
+    good, bad = rig.model("good"), rig.model("bad", load="crash", load_s=0.2)
+    await rig.load(good.name, FIRST)
+    async with Clients(rig) as clients:
+        await clients.more(CLIENTS)
+        with pytest.raises(HomelabError) as caught:
+            await last(rig.controller.swap("jerry-xl", bad.name))
+        await clients.more(CLIENTS)
+    assert caught.value.code == "load_failed"
+    assert clients.failures == []
+    assert {model for model, _, _ in clients.answers} == {good.name}
+    held = rig.state.assignment(FIRST)
+    assert (held.desired, held.actual, bool(held.last_failure)) == ("good-latest", "good-latest", True)
+    assert "swap_failed" in [event.kind for event in rig.events]
+
+
+@pytest.mark.parametrize("rig", [{"room": 1}], indirect=True)
+@pytest.mark.requirement("B-4", "R-F5")
+async def test_a_model_too_large_for_an_empty_machine_is_refused_with_numbers_before_anything_moves(
+    rig: Rig,
+) -> None:
+    one, two = rig.model("one"), rig.model("two")
+    await rig.load(one.name, FIRST)
+    pid = (await rig.row())["pid"]
+    rig.fleet.set_budget(100)
+    with pytest.raises(HomelabError) as caught:
+        await last(rig.controller.swap("jerry-xl", two.name))
+    assert caught.value.code == "insufficient_memory"
+    assert caught.value.facts["needed_bytes"] == 900_000_000
+    assert (await rig.row())["pid"] == pid
+
+
+@pytest.mark.requirement("R-F3")
+async def test_a_swap_to_the_same_model_changes_nothing_and_one_from_another_slot_is_refused(rig: Rig) -> None:
+    one, two = rig.model("one"), rig.model("two")
+    await rig.load(one.name, FIRST)
+    await rig.load(two.name, FIRST + 1)
+    revision = rig.state.revision
+    result = await last(rig.controller.swap("jerry-xl", one.name))
+    assert (result["changed"], rig.state.revision) == (False, revision)
+    with pytest.raises(HomelabError) as caught:
+        await last(rig.controller.swap("jerry-xl", two.name))
+    assert caught.value.code == "slot_in_use"
+
+
+@pytest.mark.requirement("B-4")
+async def test_a_model_pulled_again_is_drift_until_it_is_loaded_again(rig: Rig) -> None:
+    rig.model("one")
+    await rig.load("one:latest", FIRST)
+    newer = rig.model("one")
+    assert newer.digest != rig.controller.route("jerry-xl").model.digest
+    assert "pulled again" in (await rig.row())["drift"]
+    await rig.load("one:latest", FIRST)
+    assert rig.controller.route("jerry-xl").model.digest == newer.digest
+    assert (await rig.row())["drift"] == ""
+    assert len(rig.fleet.status()["workers"]) == 1
+
+
+@pytest.mark.skipif(not FULL, reason="a figure; runs with HOMELAB_SIZE=full")
+@pytest.mark.requirement("B-4")
+async def test_the_flip_between_two_loaded_models_is_quick(
+    home: Home, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    rig = Rig(home, tmp_path)
+    await rig.start()
+    try:
+        names = [rig.model(name).name for name in ("one", "two")]
+        await rig.load(names[0], FIRST)
+        flips_s: list[float] = []
+        for number in range(20):
+            wanted = names[1 - number % 2]
+            async for step in rig.controller.swap("jerry-xl", wanted):
+                if step["stage"] == "loaded":
+                    started_s = time.monotonic()
+                    while await rig.ask() != wanted:
+                        pass
+                    flips_s.append(time.monotonic() - started_s)
+        record_property("flip_s", sorted(flips_s))
+        assert max(flips_s) <= 0.2
+    finally:
+        await rig.stop()
