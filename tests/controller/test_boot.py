@@ -8,15 +8,20 @@ import pytest
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.registry.entry import Entry
-from homelab_llm.core.registry.state import assign, register, serve
+from homelab_llm.core.registry.state import RegistryState, assign, register, serve
 from homelab_llm.testing.controller import FIRST, Rig, last
 
 
 def assigned(rig: Rig, *names: str) -> None:
     """The registry of an earlier life: these models on the first slots."""
-    for number, name in enumerate(names):
-        rig.registry.change(lambda state, name=name: register(state, Entry(name, f"{name}:latest", cache_path="x")))
-        rig.registry.change(lambda state, name=name, number=number: serve(state, FIRST + number, name, 1.0))
+
+    def earlier(state: RegistryState) -> RegistryState:
+        for number, name in enumerate(names):
+            state = register(state, Entry(name, f"{name}:latest", cache_path="x"))
+            state = serve(state, FIRST + number, name, 1.0)
+        return state
+
+    rig.registry.change(earlier)
 
 
 @pytest.mark.requirement("R-F7")

@@ -184,7 +184,7 @@ async def test_a_pull_whose_caller_leaves_stops(rig: Rig) -> None:
     rig.shelf.remote["hf:org/one"] = rig.model("one", stored=False)
     rig.shelf.pulled = endless
     steps = rig.controller.load("hf:org/one", str(FIRST))
-    assert (await anext(steps))["stage"] == "pulling"  # type: ignore[call-overload]
+    assert (await anext(steps))["stage"] == "pulling"
     await asyncio.wait_for(asked.wait(), 10)
     await steps.aclose()  # type: ignore[attr-defined]
     await asyncio.wait_for(stopped.wait(), 10)

@@ -12,7 +12,9 @@ import pytest
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.paths import Home
-from homelab_llm.testing.controller import FIRST, Rig, last
+from homelab_llm.inference.engines.base import Footprint
+from homelab_llm.testing.controller import FIRST, MB, Rig, last
+from homelab_llm.testing.events import eventually
 
 FULL = os.environ.get("HOMELAB_SIZE") == "full"
 CLIENTS = 16
@@ -50,9 +52,7 @@ class Clients:
     async def more(self, count: int) -> None:
         """Wait for that many further answers."""
         wanted = len(self.answers) + count
-        async with asyncio.timeout(60):
-            while len(self.answers) < wanted and not self.failures:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: self.failures or len(self.answers) >= wanted, 60)
 
 
 @pytest.mark.parametrize("rig", [{"room": 2}, {"room": 1}], indirect=True, ids=["both fit", "one fits"])
@@ -102,11 +102,11 @@ async def test_a_model_too_large_for_an_empty_machine_is_refused_with_numbers_be
     one, two = rig.model("one"), rig.model("two")
     await rig.load(one.name, FIRST)
     pid = (await rig.row())["pid"]
-    rig.fleet.set_budget(100)
+    rig.footprints[two.name] = Footprint(weights_bytes=5000 * MB, kv_bytes=0, overhead_bytes=0)
     with pytest.raises(HomelabError) as caught:
         await last(rig.controller.swap("jerry-xl", two.name))
     assert caught.value.code == "insufficient_memory"
-    assert caught.value.facts["needed_bytes"] == 900_000_000
+    assert caught.value.facts["needed_bytes"] == 5000 * MB
     assert (await rig.row())["pid"] == pid
 
 
@@ -127,7 +127,7 @@ async def test_a_swap_to_the_same_model_changes_nothing_and_one_from_another_slo
 async def test_a_model_pulled_again_is_drift_until_it_is_loaded_again(rig: Rig) -> None:
     rig.model("one")
     await rig.load("one:latest", FIRST)
-    newer = rig.model("one")
+    newer = rig.model("one", weights_bytes=4096)
     assert newer.digest != rig.controller.route("jerry-xl").model.digest
     assert "pulled again" in (await rig.row())["drift"]
     await rig.load("one:latest", FIRST)

@@ -50,6 +50,7 @@ class Rig:
         self.room = room
         self.auto_load = auto_load
         self.default = default
+        self.footprints: dict[str, Footprint] = {}
         self.fleet: FleetLoop
         self.controller: Controller
 
@@ -84,13 +85,14 @@ class Rig:
     def plan(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
         options = EngineOptions(context_tokens=context_tokens or 512, parallel=2)
         key = f"{model.digest}/{options.context_tokens}"
-        demand = Demand(key, model.name, FOOTPRINT.total_bytes, options.parallel)
+        footprint = self.footprints.get(model.name, FOOTPRINT)
+        demand = Demand(key, model.name, footprint.total_bytes, options.parallel)
 
         def launch(socket: Path) -> LaunchPlan:
             return self.engine.plan(model, options, socket, self.home.derived)
 
         traits = self.engine.traits
-        return Planned(demand, launch, self.engine.name, options.context_tokens, traits, footprint=FOOTPRINT)
+        return Planned(demand, launch, self.engine.name, options.context_tokens, traits, footprint=footprint)
 
     def model(self, name: str, *, stored: bool = True, **more: Any) -> StoredModel:
         """A fake model; in the store unless told otherwise."""

@@ -51,23 +51,31 @@ async def bring(board: Board, work: Work, turn: Turn, change: Change) -> None:
     """Make the slot serve the model; on failure it serves what it did, and the registry says why.
 
     Raises:
-        HomelabError, OSError: what failed.
+        HomelabError, OSError: what failed. After the registry took the model in, only the end of the old one can.
     """
     old = change.leaving
     there = old is not None and board.fleet.loaded(str(old.digest)) is not None
     fresh = board.fleet.loaded(str(change.model.digest)) is None
     try:
-        if old is None or not there or _both_fit(board, change, old):
-            await _warm(board, work, turn, change)
-        else:
-            await _cold(board, work, turn, change, old)
+        beside = old is None or not there or _both_fit(board, change, old)
+        if beside:
+            await _warm(board, work, change)
+        elif old is not None:
+            await _cold(board, work, change, old)
+        failpoint("controller.before_serve")
+        await board.change(partial(_served, change=change, now_s=board.clock.unix_s()))
     except (HomelabError, OSError) as error:
         await _put_back(board, turn, change, error)
         await _tidy(board, change, old_again=there, new_away=fresh)
         raise
+    board.proven[change.slot.port] = change.entry.slug
+    turn.final.set()
+    failpoint("controller.after_serve")
+    if beside and old is not None:
+        await retire(board, work, change.slot, old)
 
 
-async def _warm(board: Board, work: Work, turn: Turn, change: Change) -> None:
+async def _warm(board: Board, work: Work, change: Change) -> None:
     was_loaded = board.fleet.loaded(str(change.model.digest)) is not None
     try:
         await _load(board, work, change)
@@ -78,20 +86,14 @@ async def _warm(board: Board, work: Work, turn: Turn, change: Change) -> None:
     work.safe = False
     failpoint("controller.before_flip")
     board.flip(change.slot, change.entry, change.model)
-    await _record(board, change)
-    turn.final.set()
-    if change.leaving is not None:
-        await retire(board, work, change.slot, change.leaving)
 
 
-async def _cold(board: Board, work: Work, turn: Turn, change: Change, old: StoredModel) -> None:
+async def _cold(board: Board, work: Work, change: Change, old: StoredModel) -> None:
     work.safe = False
     failpoint("controller.before_flip")
     board.flip(change.slot, change.entry, change.model)
     await retire(board, work, change.slot, old)
     await _load(board, work, change)
-    await _record(board, change)
-    turn.final.set()
 
 
 async def _load(board: Board, work: Work, change: Change) -> None:
@@ -112,17 +114,9 @@ async def _load(board: Board, work: Work, change: Change) -> None:
         raise LoadFailed(f"{name} was gone as soon as it was ready", hint="mlxctl logs", model=name)
 
 
-async def _record(board: Board, change: Change) -> None:
-    slot, slug = change.slot, change.entry.slug
-
-    def served(state: RegistryState) -> RegistryState:
-        now_s = board.clock.unix_s()
-        return serve(assign(state, slot.port, slug, now_s, force=change.force), slot.port, slug, now_s)
-
-    failpoint("controller.before_serve")
-    await board.change(served)
-    board.proven[slot.port] = slug
-    failpoint("controller.after_serve")
+def _served(state: RegistryState, *, change: Change, now_s: float) -> RegistryState:
+    port, slug = change.slot.port, change.entry.slug
+    return serve(assign(state, port, slug, now_s, force=change.force), port, slug, now_s)
 
 
 async def retire(board: Board, work: Work | None, slot: Slot, old: StoredModel) -> bool:
