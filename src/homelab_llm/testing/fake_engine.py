@@ -222,15 +222,20 @@ async def _serve(options: argparse.Namespace, metadata: dict[str, Scalar]) -> No
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(options.socket))
     options.socket.chmod(0o600)
+    canary = str(metadata.get("fake.canary", "ok"))
     server = FakeServer(
-        options.model,
+        f"other-than-{options.model}" if canary == "other" else options.model,
         parallel=options.parallel,
         context_tokens=options.context,
         width=options.embedding_width,
         pooled=not options.unpooled,
         deaf=options.deaf,
         default=Script(
-            rate=float(metadata.get("fake.rate", 0.0)), prefill_s=float(metadata.get("fake.prefill_s", 0.0))
+            rate=float(metadata.get("fake.rate", 0.0)),
+            prefill_s=float(metadata.get("fake.prefill_s", 0.0)),
+            error_at=0 if canary == "error" else None,
+            stall_at=0 if canary == "hang" else None,
+            crash_at=0 if canary == "crash" else None,
         ),
     )
     await loop.create_unix_server(lambda: Connection(server), sock=listener)

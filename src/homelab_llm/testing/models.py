@@ -17,6 +17,7 @@ from homelab_llm.core.facts import ModelFacts, StoredModel
 
 Scalar = str | int | float | bool
 Load = Literal["ok", "crash", "hang", "oom"]
+Canary = Literal["ok", "error", "hang", "crash", "other"]
 
 ARCHITECTURE = "fake"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
@@ -37,6 +38,7 @@ def write_fake_model(
     ignore_term: bool = False,
     rate: float = 0.0,
     prefill_s: float = 0.0,
+    canary: Canary = "ok",
     extra: Mapping[str, Scalar] | None = None,
 ) -> Path:
     """Write a fake model and return ``path``; other arguments, other content, other digest.
@@ -50,6 +52,8 @@ def write_fake_model(
         ignore_term: the engine does not end on SIGTERM.
         rate: tokens per second of one stream unless a directive says so; 0 = as fast as possible.
         prefill_s: time before the first token unless a directive says so.
+        canary: what becomes of requests without a directive, the first one above all; ``other`` answers all of them
+            as another model.
         extra: more metadata, complete keys.
     """
     metadata: dict[str, Scalar] = {
@@ -70,6 +74,7 @@ def write_fake_model(
         "fake.ignore_term": ignore_term,
         "fake.rate": float(rate),
         "fake.prefill_s": float(prefill_s),
+        "fake.canary": canary,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.chat_template": CHAT_TEMPLATE,
         **(extra or {}),
