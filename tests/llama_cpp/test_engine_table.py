@@ -20,6 +20,7 @@ class Fixed:
     def __init__(self, name: str, support: Support) -> None:
         self.name = name
         self._support = support
+        self.honours: frozenset[str] = frozenset()
 
     def supports(self, facts: ModelFacts) -> Support:  # noqa: ARG002
         return self._support

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import EngineUnavailable
+from homelab_llm.core.errors import EngineUnavailable, UnsupportedRequest
 from homelab_llm.core.facts import Capability, Format, ModelFacts, StoredModel
 from homelab_llm.inference.engines.accelerators import Gpu, Machine, ask
 from homelab_llm.inference.engines.base import EngineOptions
@@ -318,3 +318,37 @@ def test_a_program_that_hangs_is_given_up(folder: Path) -> None:
     )
     assert ask([str(folder / "none")]) is None
     assert json.loads(ask([sys.executable, "-c", "print([1])"]) or "") == [1]
+
+
+# --- what the operator chose for one model ---
+
+
+@pytest.mark.requirement("R-I9")
+def test_a_template_and_flags_reach_llama_server(folder: Path, install: Install) -> None:
+    text = HELP + "--chat-template-file JINJA\n-fa, --flash-attn [on|off]\n--temp N\n"
+    install("llama-server", {"--help": text, "--list-devices": DEVICES})
+    given = engine(folder)
+    assert given.honours == {"chat_template", "flags"}
+    options = EngineOptions(chat_template=Path("/t.jinja"), flags=("--flash-attn", "on", "--temp", "-1"))
+    argv = planned(given, model(CHAT), options).argv
+    assert argv[-6:] == ("--chat-template-file", "/t.jinja", "--flash-attn", "on", "--temp", "-1")
+
+
+@pytest.mark.requirement("R-I9")
+@pytest.mark.parametrize(
+    "flags",
+    ["--host 0.0.0.0", "--port 80", "-m /x", "--model-url u", "-np 9", "--ctx-size 1", "--unknown", "loose", "--rpc x"],
+)
+def test_flags_that_are_unknown_or_not_a_models_to_set_are_refused(folder: Path, install: Install, flags: str) -> None:
+    text = HELP + "--port N\n--model-url U\n--rpc SERVERS\n"
+    install("llama-server", {"--help": text, "--list-devices": DEVICES})
+    with pytest.raises(UnsupportedRequest) as caught:
+        planned(engine(folder), model(CHAT), EngineOptions(flags=tuple(flags.split())))
+    assert caught.value.hint == "mlxctl registry set some:model flags="
+
+
+@pytest.mark.requirement("R-I9")
+def test_our_own_worker_honours_a_template_only(folder: Path) -> None:
+    assert engine(folder).honours == {"chat_template"}
+    argv = planned(engine(folder), model(CHAT), EngineOptions(chat_template=Path("/t.jinja"))).argv
+    assert flag(argv, "--chat-template") == "/t.jinja"

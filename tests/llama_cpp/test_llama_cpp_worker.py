@@ -178,6 +178,23 @@ def test_a_socket_left_by_a_dead_worker_is_replaced(smollm2_gguf: Path, launch_w
     assert second.end() == 0
 
 
+@pytest.mark.requirement("R-I9")
+def test_a_template_of_ones_own_shapes_the_prompt(smollm2_gguf: Path, tmp_path: Path, launch_worker: Any) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}<only>{{ m.content }}</only>{% endfor %}")
+    worker = launch_worker("--model", smollm2_gguf, "--context", "256", "--chat-template", template)
+    worker.until_ready()
+    told = worker.post("/apply-template", {"messages": [{"role": "user", "content": "Hello"}]})
+    assert told["prompt"] == "<only>Hello</only>"
+
+
+@pytest.mark.requirement("R-I9")
+def test_a_template_that_is_missing_is_said(smollm2_gguf: Path, tmp_path: Path, launch_worker: Any) -> None:
+    worker = launch_worker("--model", smollm2_gguf, "--chat-template", tmp_path / "none.jinja")
+    assert worker.process.wait(60) == 1
+    assert "the chat template is not there" in worker.log.read_text()
+
+
 def within_a_quarter(estimated: int, measured: int) -> bool:
     return 0.75 * measured <= estimated <= 1.25 * measured
 

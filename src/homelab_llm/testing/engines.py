@@ -27,6 +27,7 @@ class FakeEngine:
         name: its name in the table of engines.
         overhead_bytes: added to every estimate; lets a test fill a memory budget.
         environment: extra environment of the worker, for example failpoints.
+        honours: which options of a model it claims to honour; ``flags`` become arguments of its program.
     """
 
     def __init__(
@@ -37,16 +38,23 @@ class FakeEngine:
         name: str = "fake",
         overhead_bytes: int = 16_000_000,
         environment: dict[str, str] | None = None,
+        honours: frozenset[str] = frozenset(),
     ) -> None:
         self._pooled = pooled
         self._traits = traits or (OWN_TRAITS if pooled else LLAMA_CPP_TRAITS)
         self._name = name
         self._overhead_bytes = overhead_bytes
         self._environment = environment or {}
+        self._honours = honours
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """What was said."""
+        return self._honours
 
     @property
     def traits(self) -> WorkerTraits:
@@ -73,6 +81,7 @@ class FakeEngine:
         argv += ["--parallel", str(options.parallel), "--context", str(context_tokens)]
         argv += ["--embedding-width", str(model.facts.embedding_width or 8)]
         argv += [] if self._pooled else ["--unpooled", "--deaf"]
+        argv += options.flags
         return LaunchPlan(
             engine=self._name,
             model=model,
@@ -81,6 +90,7 @@ class FakeEngine:
             context_tokens=context_tokens,
             traits=self._traits,
             env=self._environment,
+            version="1",
         )
 
     @staticmethod

@@ -28,12 +28,33 @@ class Support:
 class EngineOptions:
     """What the operator chose. 0 means the engine's own choice for this model and machine.
 
-    ``context_tokens`` is per request; ``parallel`` is how many requests run in the worker at once.
+    ``context_tokens`` is per request; ``parallel`` is how many requests run in the worker at once. The others are for
+    engines whose ``honours`` names them: ``chat_template`` is a file that is there when the worker starts, and
+    ``flags`` are arguments of the engine's own program.
     """
 
     context_tokens: int = 0
     parallel: int = 4
     threads: int = 0
+    chat_template: Path | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What the operator chose for one model, as its registry entry says; empty or 0 = nothing.
+
+    ``chat_template`` is a Jinja template, or the absolute path of a file with one. What the model's engine does not
+    honour is refused when the model is planned: no option is without effect.
+    """
+
+    engine: str = ""
+    context_tokens: int = 0
+    chat_template: str = ""
+    draft_model: str = ""
+    flags: tuple[str, ...] = ()
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +92,26 @@ class LaunchPlan:
     version: str = ""
 
 
+def version_of(package: str) -> str:
+    """The version of an installed Python package; ``unknown`` when it is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 class Engine(Protocol):
     """One inference engine. Pure: looks at facts and at what is installed, touches no process and no model file."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """Which fields of ``ModelOptions`` it honours besides ``engine`` and the context; may look around."""
+        ...
 
     def supports(self, facts: ModelFacts) -> Support:
         """Whether this engine, as installed here, runs such a model."""
@@ -90,5 +126,6 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailable: ``supports`` said no.
+            UnsupportedRequest: a flag that this engine does not take, or that is not the operator's to set.
         """
         ...

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from homelab_llm.core.errors import EngineUnavailable
+from homelab_llm.core.errors import EngineUnavailable, UnsupportedRequest
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.inference.engines.accelerators import Gpu, Machine, ask
-from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support
+from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support, version_of
 from homelab_llm.inference.engines.llama_server import LlamaServer, Wish, find_llama_server
 
 # Why each is so is written, with figures, in workers/llama_cpp/server.py.
@@ -64,6 +64,18 @@ class LlamaCppEngine:
     @property
     def name(self) -> str:
         return "llama.cpp"
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """A template of one's own; flags where they have a program to go to."""
+        if self.server is None:
+            return frozenset({"chat_template"})
+        return frozenset({"flags", "chat_template"} if "--chat-template-file" in self.server.flags else {"flags"})
+
+    @cached_property
+    def version(self) -> str:
+        """Of the program or the library that serves."""
+        return self.server.version if self.server is not None else version_of("xllamacpp")
 
     @cached_property
     def server(self) -> LlamaServer | None:
@@ -118,6 +130,7 @@ class LlamaCppEngine:
 
         Raises:
             EngineUnavailable: ``supports`` said no.
+            UnsupportedRequest: a flag that ``llama-server`` does not take, or that is not the operator's to set.
         """
         support = self.supports(model.facts)
         if not support.ok:
@@ -134,6 +147,7 @@ class LlamaCppEngine:
             traits=TRAITS,
             prepare=prepare,
             env=_ENVIRONMENT if self.machine.system == "linux" else {},
+            version=self.version,
         )
 
     def _argv(
@@ -145,10 +159,17 @@ class LlamaCppEngine:
         if self.server is None:
             given = [part for name, value in values.items() for part in (f"--{name}", value)]
             given += ["--context", str(context)] + (["--embedding"] if embedding else [])
+            given += ["--chat-template", str(options.chat_template)] if options.chat_template else []
             return (*_program("llama_cpp.server"), "--socket", str(socket), *given)
         values["context"] = str(context * options.parallel)
         values["batch"] = str(self._batch_tokens(model.facts, options))
         flags = self.server.compile(_needs(embedding=embedding, **values), _wants(values))
+        flags += ["--chat-template-file", str(options.chat_template)] if options.chat_template else []
+        if refused := self.server.refusal(options.flags):
+            raise UnsupportedRequest(
+                f"flags of {model.name}: {refused}", hint=f"mlxctl registry set {model.name} flags=", field="flags"
+            )
+        flags += options.flags
         return (*_program("llama_cpp.launch"), "--socket", str(socket), "--", self.server.path, *flags)
 
     @staticmethod
@@ -192,11 +213,19 @@ def _is_projector(name: str) -> bool:
 
 
 def _needs(
-    *, embedding: bool, model: str = "", context: str = "", parallel: str = "", batch: str = "", **_: str
+    *,
+    embedding: bool,
+    model: str = "",
+    alias: str = "",
+    context: str = "",
+    parallel: str = "",
+    batch: str = "",
+    **_: str,
 ) -> dict[str, Wish]:
     """What a ``llama-server`` must take to be used at all: else requests would be cut, mixed up or unanswered."""
     needs: dict[str, Wish] = {
         "the model": [["--model", model]],
+        "a name": [["--alias", alias]],  # by which the canary knows that the right model answers
         "a context": [["--ctx-size", context]],
         "slots": [["--parallel", parallel]],
         "batches": [["--batch-size", batch]],
@@ -210,7 +239,6 @@ def _needs(
 def _wants(values: dict[str, str]) -> list[Wish]:
     """What is better with than without."""
     return [
-        [["--alias", values["alias"]]],
         [["--threads", values["threads"]]],
         # Newer ones place as many layers on the GPU as fit it; older ones none unless told.
         [["--fit", "on"], ["--n-gpu-layers", "999"], ["--gpu-layers", "999"]],

@@ -16,6 +16,20 @@ _DEVICE = re.compile(r"^\s+([A-Za-z]+\d*):\s+(\S.*)$", re.MULTILINE)
 _VERSION = re.compile(r"version:\s*(\S+)")
 _NO_GPU = frozenset({"CPU", "BLAS", "RPC"})
 
+# What decides where it listens, which files it serves, and how requests are kept apart is ours to say; and nothing in
+# a registry may open a door into this machine.
+_OURS_WORDS = (
+    "-h --help --version --host --port --path --api-prefix --api-key --api-key-file --reuse-port --ssl-key-file"
+    " --ssl-cert-file -m --model -mu --model-url -a --alias -dr --docker-repo -md -mm -mmu --mmproj --mmproj-url --lora"
+    " --lora-scaled --control-vector --control-vector-scaled -np --parallel -c --ctx-size --slots --no-slots"
+    " --slot-save-path -kvu --kv-unified --no-kv-unified --context-shift --no-context-shift --embedding --embeddings"
+    " --rerank --reranking --jinja --no-jinja --chat-template --chat-template-file --rpc --log-file --props --tools"
+    " --list-devices --completion-bash"
+)
+_OURS = frozenset(_OURS_WORDS.split())
+_OURS_BY_PREFIX = ("--model", "-hf", "--hf", "--spec-draft-model", "--ui-", "--webui-", "--offline", "--no-mmproj")
+_NUMBER = re.compile(r"-[\d.]")
+
 # Each wish is a list of spellings, newest first, each an argv part; the first whose flag is known is taken.
 Wish = Sequence[Sequence[str]]
 
@@ -36,6 +50,20 @@ class LlamaServer:
     def missing(self, needed: Mapping[str, Wish]) -> list[str]:
         """Which needs this program cannot meet, by name."""
         return [name for name, wish in needed.items() if self.knows(wish) is None]
+
+    def refusal(self, given: Sequence[str]) -> str:
+        """Why these arguments of the operator cannot be passed on; empty when they can. Unknown ones cannot."""
+        flag = ""
+        for part in given:
+            if part.startswith("-") and not _NUMBER.match(part):
+                flag = part
+                if flag not in self.flags:
+                    return f"this llama-server knows no {flag[:40]!r}"
+                if flag in _OURS or flag.startswith(_OURS_BY_PREFIX):
+                    return f"{flag[:40]!r} is not for a model to set"
+            elif not flag or "\0" in part:
+                return f"{part[:40]!r} is not a flag"
+        return ""
 
     def compile(self, needed: Mapping[str, Wish], wanted: Sequence[Wish]) -> list[str]:
         """The argv after the program's path; ``missing`` must have been empty."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from homelab_llm.core.errors import EngineUnavailable
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.traits import WorkerTraits
-from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support
+from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support, version_of
 
 TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=False, tools=False, busy_path="/stats")
 # Part of the name of every converted folder: raise it when the conversion writes something else than before.
@@ -72,6 +72,11 @@ class MlxEngine:
     @property
     def name(self) -> str:
         return "mlx"
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """Nothing: it takes the template from the model's folder, and has no flags and no draft model."""
+        return frozenset()
 
     def supports(self, facts: ModelFacts) -> Support:
         """Whether MLX runs such a model here. Tokenizers of GGUF files are checked by the conversion only."""
@@ -138,6 +143,7 @@ class MlxEngine:
             context_tokens=context,
             traits=TRAITS,
             prepare=prepare,
+            version=version_of("mlx-lm"),
         )
 
     def _context_tokens(self, facts: ModelFacts, options: EngineOptions) -> int:

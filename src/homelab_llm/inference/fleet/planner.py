@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
+from homelab_llm.core.atomic import write_atomic
+from homelab_llm.core.errors import UnsupportedRequest
 from homelab_llm.core.facts import StoredModel
-from homelab_llm.inference.engines.base import Engine, EngineOptions, LaunchPlan, Support
+from homelab_llm.inference.engines.base import Engine, EngineOptions, LaunchPlan, ModelOptions, Support
 from homelab_llm.inference.engines.table import choose
 from homelab_llm.inference.fleet.seams import Planned
 from homelab_llm.inference.fleet.vocabulary import Demand
+
+_MOST_TEMPLATE_BYTES = 1 << 20
+_ALWAYS_HONOURED = frozenset({"engine", "context_tokens"})
+
+
+def _nothing_chosen(_: StoredModel) -> ModelOptions:
+    return ModelOptions()
 
 
 class Planner:
@@ -20,14 +30,23 @@ class Planner:
     Args:
         engines: the table, in order of preference.
         prefer: an engine's name, or ``auto``.
-        derived: the folder for conversions.
+        derived: the folder for conversions; templates that are given as text lie there too.
+        chosen: what the operator chose for a model.
     """
 
-    def __init__(self, engines: Sequence[Engine], options: EngineOptions, prefer: str, derived: Path) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        options: EngineOptions,
+        prefer: str,
+        derived: Path,
+        chosen: Callable[[StoredModel], ModelOptions] = _nothing_chosen,
+    ) -> None:
         self._engines = engines
         self._options = options
         self._prefer = prefer
         self._derived = derived
+        self._chosen = chosen
 
     def __call__(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
         """How ``model`` will be run; kept by the fleet, so the engines may look around.
@@ -37,16 +56,25 @@ class Planner:
 
         Raises:
             EngineUnavailable: with every engine's reason.
+            UnsupportedRequest: an option of this model that its engine does not honour.
         """
-        engine = choose(self._engines, model.facts, self._prefer)
-        options = self._options if context_tokens is None else replace(self._options, context_tokens=context_tokens)
+        chosen = self._chosen(model)
+        engine = choose(self._engines, model.facts, chosen.engine or self._prefer)
+        _refuse_unhonoured(model, engine, chosen)
+        template = _template_of(model, chosen)
+        options = replace(
+            self._options,
+            context_tokens=context_tokens or chosen.context_tokens or self._options.context_tokens,
+            chat_template=self._template_file(template) if template else None,
+            flags=chosen.flags,
+        )
         footprint = engine.estimate(model.facts, options)
         # The socket's path is not known yet; what the plan says besides does not depend on it.
         sketch = engine.plan(model, options, Path("planned.http"), self._derived)
-        key = f"{model.digest.short}/{engine.name}/{sketch.context_tokens}x{sketch.parallel}"
+        key = f"{model.digest.short}/{engine.name}/{sketch.context_tokens}x{sketch.parallel}{_mark(template, chosen)}"
         return Planned(
             demand=Demand(key, model.name, footprint.total_bytes, sketch.parallel),
-            launch=partial(self._launch, engine, model, options),
+            launch=partial(self._launch, engine, model, options, template),
             engine=engine.name,
             context_tokens=sketch.context_tokens,
             traits=sketch.traits,
@@ -54,8 +82,52 @@ class Planner:
             footprint=footprint,
         )
 
-    def _launch(self, engine: Engine, model: StoredModel, options: EngineOptions, socket: Path) -> LaunchPlan:
+    def _launch(
+        self, engine: Engine, model: StoredModel, options: EngineOptions, template: str, socket: Path
+    ) -> LaunchPlan:
+        if options.chat_template is not None:
+            options.chat_template.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(options.chat_template, template.encode())
         return engine.plan(model, options, socket, self._derived)
+
+    def _template_file(self, template: str) -> Path:
+        return self._derived / "templates" / f"{hashlib.sha256(template.encode()).hexdigest()[:32]}.jinja"
+
+
+def _refuse_unhonoured(model: StoredModel, engine: Engine, chosen: ModelOptions) -> None:
+    """No option is without effect (fails closed)."""
+    wanted = [field.name for field in fields(chosen) if getattr(chosen, field.name)]
+    if lost := [name for name in wanted if name not in _ALWAYS_HONOURED | engine.honours]:
+        raise _refused(model, lost[0], f"the {engine.name} engine here does not honour it")
+
+
+def _template_of(model: StoredModel, chosen: ModelOptions) -> str:
+    """The template's text, read now: a changed file is another plan."""
+    given = chosen.chat_template
+    if not given or "{" in given or "\n" in given:
+        return given
+    path = Path(given)
+    try:
+        if not path.is_absolute() or not path.is_file() or path.stat().st_size > _MOST_TEMPLATE_BYTES:
+            raise _refused(model, "chat_template", "it is neither a template nor the absolute path of a file with one")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise _refused(model, "chat_template", f"{path.name} cannot be read") from error
+
+
+def _refused(model: StoredModel, field: str, why: str) -> UnsupportedRequest:
+    return UnsupportedRequest(
+        f"{field} is set for {model.name}, but {why}",
+        hint=f"mlxctl registry set {model.name} {field}=",
+        field=field,
+    )
+
+
+def _mark(template: str, chosen: ModelOptions) -> str:
+    """Tells plans of one model apart that differ in what the rest of the key does not show; mostly empty."""
+    if not (template or chosen.flags):
+        return ""
+    return "/" + hashlib.sha256("\0".join((template, *chosen.flags)).encode()).hexdigest()[:8]
 
 
 def _warning(support: Support) -> str:

@@ -270,9 +270,8 @@ class Worker:
         try:
             ends: set[asyncio.Future[Any]] = {ready, listening}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if (
-                ready.done() and ready.exception() is not None
-            ):  # it may have died of the canary: then that is the reason
+            failed = ready.exception() if ready.done() else None
+            if failed is not None and failed.__cause__ is not None:  # broken off: its death, if that was it, says why
                 await asyncio.wait({listening}, timeout=_REASON_S)
             if listening.done():
                 raise self._error(listening.result(), loading=True)

@@ -45,6 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="requests at once")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--embedding", action="store_true")
+    parser.add_argument("--chat-template", type=Path, help="a Jinja template in place of the model's own")
     given = parser.parse_args(argv)
     for name in ("context", "parallel", "threads"):
         if getattr(given, name) < 1:
@@ -72,6 +73,8 @@ def server_params(given: argparse.Namespace, bind: Path) -> Any:
     params.cache_ram_mib = 0  # no memory beyond the estimate; each slot keeps its last prompt
     params.cache_idle_slots = False
     params.use_jinja = True
+    if given.chat_template is not None:
+        params.chat_template = given.chat_template.read_text("utf-8")
     params.ui = False
     params.cors_origins = ""
     params.verbosity = _LOG_LEVEL_WARNINGS
@@ -148,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(argv)
     if not given.model.is_file():  # llama.cpp would wait for ever to open a FIFO
         return complain("the model file is not there" if not given.model.exists() else "it is not a regular file")
+    if given.chat_template is not None and not given.chat_template.is_file():
+        return complain("the chat template is not there")
     try:
         server = start(given)
     except RuntimeError:
