@@ -55,6 +55,11 @@ class Registry:
         self._file = RegistryFile(export) if export else None
         self._publish = publish
 
+    @property
+    def path(self) -> Path | None:
+        """Where ``registry.json`` really lies; None when it is not exported."""
+        return self._file.path if self._file else None
+
     def read(self) -> RegistryState:
         """The state as it is now."""
         return self._meta_and_state()[1]
@@ -87,13 +92,13 @@ class Registry:
         return after
 
     def export(self) -> None:
-        """Have ``registry.json`` say what the registry says.
+        """Have ``registry.json`` say what the registry says, whatever lies there; an edited one is kept aside.
 
         Raises:
             OSError: it cannot be written.
             StoreBusy: another process held its lock for 30 s.
         """
-        self._export("")
+        self._export(asked=True)
 
     def heal(self, slots: SlotTable | None = None) -> None:
         """Mend what a killed process left: an export that was lost. Called when the daemon starts.
@@ -104,7 +109,7 @@ class Registry:
         if slots is not None:
             with self._database.write() as connection:
                 write_slots(connection, slots)
-        self._try_to_export("")
+        self._try_to_export()
 
     def file_drift(self) -> str:
         """How ``registry.json`` differs from the registry because somebody edited it; empty when nobody did."""
@@ -147,26 +152,26 @@ class Registry:
             return f"{self._file.path} is not ours and cannot be read: {error.message}"
         return f"{self._file.path} was edited: {'; '.join(said)}" if said else ""
 
-    def _try_to_export(self, taken: str) -> None:
+    def _try_to_export(self, taken: str = "") -> None:
         """Export; what goes wrong is published, because the change itself is kept."""
         try:
-            self._export(taken)
+            self._export(taken=taken)
         except (HomelabError, OSError) as error:
             reason = error.message if isinstance(error, HomelabError) else error.strerror or str(error)
             where = self._file.path if self._file else ""
             self._publish(Event("drift", f"{where} could not be written: {reason}; the registry is kept", "warning"))
 
-    def _export(self, taken: str) -> None:
+    def _export(self, *, taken: str = "", asked: bool = False) -> None:
         if self._file is None:
             return
         with self._file.lock():
             meta, state = self._meta_and_state()
             content, there = write_document(Document.of(state)), self._file.read()
             new, found = sha256(content), sha256(there) if there is not None else ""
-            if meta.revision == 0 and found:
+            if meta.revision == 0 and found and not asked:
                 return  # nothing was ever registered: a file of another origin waits to be imported
             ours = {meta.exported, meta.before, taken}
-            step = next_step(found=found, ours=ours, exported=meta.exported, new=new)
+            step = next_step(found=found, ours=ours, exported="" if asked else meta.exported, new=new)
             if step == "nothing" and (found != new or (meta.exported, meta.before) == (new, "")):
                 return
             if step == "set aside and write":

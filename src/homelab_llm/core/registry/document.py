@@ -15,7 +15,7 @@ from typing import Any
 from homelab_llm.core.errors import InvalidName, RegistryTooNew
 from homelab_llm.core.registry.entry import Entry, parse_entry_slug
 from homelab_llm.core.registry.fields import WrongField, read_entry, write_entry
-from homelab_llm.core.registry.json_text import decode, dotted, invalid
+from homelab_llm.core.registry.json_text import check, decode, dotted, invalid
 from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.registry.state import RegistryState
 
@@ -55,7 +55,20 @@ def read_document(content: bytes, slots: SlotTable | None = None) -> Document:
         RegistryTooNew: it was written by a newer version.
     """
     text, value = decode(content)
-    models = _models(text, value)
+    return _document(text, _models(text, value), slots)
+
+
+def document_of(models: Mapping[str, Any], slots: SlotTable | None = None) -> Document:
+    """The document with these objects, by slug; as strict as ``read_document``, without lines to name.
+
+    Raises:
+        RegistryInvalid: they cannot be used.
+    """
+    check({"models": dict(models)})
+    return _document("", models, slots)
+
+
+def _document(text: str, models: Mapping[str, Any], slots: SlotTable | None) -> Document:
     entries: dict[str, Entry] = {}
     ports: dict[str, int | None] = {}
     names: dict[str, str] = {}

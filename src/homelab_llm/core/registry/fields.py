@@ -101,6 +101,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
 _ATTRIBUTES = {"keep_alive": "keep_alive_s"}
 _BASIC = ("repo_id", "model_id", "cache_path", "format")
 FIELDS = frozenset((*READERS, "model_id", "port"))
+TEXTS = frozenset({"model_id", *(name for name, read in READERS.items() if read in (_text, _template, _format))})
 
 
 def read_entry(slug: str, value: Any) -> Entry:

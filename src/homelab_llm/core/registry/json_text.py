@@ -46,8 +46,28 @@ def decode(content: bytes) -> tuple[str, Any]:
         raise RegistryInvalid(f"the document is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise RegistryInvalid(f"the document has a number that cannot be kept: {str(error)[:80]}") from error
-    _check(text, value, ())
+    check(value, text)
     return text, value
+
+
+def check(value: Any, text: str = "", path: Path = ()) -> None:
+    """Refuse what is nested too deep and text that cannot be kept.
+
+    Raises:
+        RegistryInvalid: names the field.
+    """
+    if len(path) > MAX_DEPTH:
+        raise invalid(text, path[:2], f"is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if _UNSTORABLE.search(key):
+                raise invalid(text, (*path, key), "has a character in its name that cannot be kept")
+            check(inner, text, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            check(inner, text, (*path, index))
+    elif isinstance(value, str) and _UNSTORABLE.search(value):
+        raise invalid(text, path, "has a character that cannot be kept")
 
 
 def invalid(text: str, path: Path, words: str, *, hint: str = "") -> RegistryInvalid:
@@ -147,18 +167,3 @@ def _keys(text: str) -> Iterator[tuple[Path, int]]:
             yield tuple(frames), key_line
         else:
             last, key_line = piece, line
-
-
-def _check(text: str, value: Any, path: Path) -> None:
-    if len(path) > MAX_DEPTH:
-        raise invalid(text, path[:2], f"is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if _UNSTORABLE.search(key):
-                raise invalid(text, (*path, key), "has a character in its name that cannot be kept")
-            _check(text, inner, (*path, key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _check(text, inner, (*path, index))
-    elif isinstance(value, str) and _UNSTORABLE.search(value):
-        raise invalid(text, path, "has a character that cannot be kept")

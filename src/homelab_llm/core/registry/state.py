@@ -6,10 +6,12 @@ One port serves one model and one model is on one port: every move keeps that tr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from homelab_llm.core.errors import AlreadyExists, ModelNotRegistered, SlotInUse
+from homelab_llm.core.errors import AlreadyExists, InvalidInput, ModelNotRegistered, SlotInUse
+from homelab_llm.core.names import ModelRef
 from homelab_llm.core.registry.entry import MAX_SLUG_CHARACTERS, Entry
 
 
@@ -58,6 +60,24 @@ class RegistryState:
     def by_model(self, model_id: str) -> Entry | None:
         """The entry of a name in the store."""
         return self._by_model.get(model_id)
+
+    def find(self, text: str) -> Entry:
+        """The entry a person means by its slug or by the model's name in the store.
+
+        Raises:
+            ModelNotRegistered: there is none; facts ``closest``.
+        """
+        if found := self.entries.get(text):
+            return found
+        with contextlib.suppress(InvalidInput):
+            if found := self.by_model(str(ModelRef.parse(text))):
+                return found
+        import difflib  # for this error only
+
+        closest = difflib.get_close_matches(text, [*self.entries, *self._by_model], n=3)
+        shown = text[:60].encode("unicode_escape").decode("ascii")
+        hint = f"did you mean {' or '.join(closest)}?" if closest else "mlxctl registry export - shows what is there"
+        raise ModelNotRegistered(f"{shown} is not in the registry", hint=hint, closest=closest or None)
 
     def port_of(self, slug: str) -> int | None:
         """The port that shall serve the model; None when none does."""

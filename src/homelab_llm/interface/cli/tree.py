@@ -37,6 +37,7 @@ VERBS = {
     "fit": f"{_CLI}.foresight:fit",
     "explain": f"{_CLI}.foresight:explain",
     "events": f"{_CLI}.events:events",
+    "registry": f"{_CLI}.registry:registry",
     "ps": f"{_CLI}.residency:ps",
     "stop": f"{_CLI}.residency:stop",
     "status": f"{_CLI}.status:status",
