@@ -233,7 +233,7 @@ class FrontDoor:
         if self._server is None:
             self._ports.close(remove=remove)
             return
-        self._app.stopping = True
+        self._app.stop()
         await self._end(self._server, drain_s, remove=remove)
 
     async def _end(self, server: _Server, drain_s: float, *, remove: bool) -> None:
