@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import homelab_llm
@@ -73,6 +73,7 @@ class Life:
     hang_up: Callable[[], None]
     engine: str = "auto"
     heir: Inheritance | None = None
+    started_unix_s: float = field(default_factory=time.time)
 
     @property
     def managed(self) -> bool:
@@ -86,7 +87,7 @@ class Life:
             DaemonRecord(
                 pid=os.getpid(),
                 version=homelab_llm.__version__,
-                started_unix_s=time.time(),
+                started_unix_s=self.started_unix_s,
                 socket=str(self.home.daemon_sock),
                 listeners=list(house.addresses),
                 warnings=list(house.warnings),
@@ -128,12 +129,13 @@ async def _begin(house: House, life: Life) -> asyncio.Task[None] | None:
     house.bind()
     leases = await life.heir.claim() if life.heir is not None else {}
     await house.start(leases)
+    life.owner.sign()
     life.announce(house)
     following = None
     if life.heir is not None:
         life.heir.serving(list(house.addresses))
         following = asyncio.get_running_loop().create_task(life.heir.follow(house.let_go))
-    life.owner.sign()
+    life.owner.ours = True
     log.info("ready", extra={"listeners": list(house.addresses), "pid": os.getpid()})
     notify(life.environ, "READY=1\nSTATUS=serving")
     return following

@@ -16,7 +16,7 @@ class Ownership:
     """The home's lock in this process's hand.
 
     ``ours`` says whether what tells others of a daemon (record, socket) is this process's. A lock that was passed on
-    becomes ours with ``sign``, when we serve; one that we passed on is not ours from ``give_away`` on.
+    becomes ours when we serve; one that we passed on is not ours from ``give_away`` on.
     """
 
     def __init__(self, handle: int, *, ours: bool) -> None:
@@ -24,9 +24,8 @@ class Ownership:
         self.ours = ours
 
     def sign(self) -> None:
-        """From now on this process is the daemon."""
+        """Name this process in the lock."""
         sign(self.handle)
-        self.ours = True
 
     def give_away(self) -> None:
         """Another process that holds the same lock is the daemon from now on."""

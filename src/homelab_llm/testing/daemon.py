@@ -118,6 +118,10 @@ class Daemon:
         self._pid = told["pid"]
         return dict(told)
 
+    def take_over(self, pid: int) -> None:
+        """From now on the daemon is this process, which an earlier one started."""
+        self._pid = pid
+
     def stop(self, within_s: float = 40) -> int:
         """Ask it to end (SIGTERM), kill it if it does not; returns its exit code, 0 after a restart."""
         process = self._running()

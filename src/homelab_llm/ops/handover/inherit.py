@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,6 +18,10 @@ from homelab_llm.ops.handover.dialogue import Done, Failed, Prepared, Serving, Y
 
 VARIABLE = "HOMELAB_HANDOVER"
 """JSON: ``{"from": pid, "channel": fd, "lock": fd, "sockets": [[wanted, fd], …]}``; the numbers are inherited."""
+
+
+_ORPHANED_LOOKS = 100
+_LOOK_S = 0.01
 
 
 class Inheritance:
@@ -64,10 +69,18 @@ class Inheritance:
         answer = await self._channel.receive()
         if isinstance(answer, Yours):
             self._leases = dict(answer.leases)
-        elif os.getppid() == self._predecessor:
+        elif not await self._orphaned():
             raise DaemonUnavailable("the old daemon called the restart off", hint="mlxctl logs daemon")
         failpoint("handover.claimed")
         return self._leases
+
+    async def _orphaned(self) -> bool:
+        """Whether the old daemon is dead. Its sockets are closed a moment before the system says so."""
+        for _ in range(_ORPHANED_LOOKS):
+            if os.getppid() != self._predecessor:
+                return True
+            await asyncio.sleep(_LOOK_S)
+        return False
 
     def serving(self, listeners: list[str]) -> None:
         """Say that this daemon serves; from here on the old one does not come back."""

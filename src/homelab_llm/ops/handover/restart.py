@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from homelab_llm.core.errors import Conflict, HomelabError, UnsupportedRequest
+from homelab_llm.core.errors import Conflict, DaemonUnavailable, HomelabError, UnsupportedRequest
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.ops.handover.dialogue import Done, Prepared, Serving, Yours
 from homelab_llm.ops.handover.successor import Successor
@@ -142,6 +142,10 @@ class Restart:
             notify(self._environ, "READY=1\nSTATUS=serving")
             reason = error.message if isinstance(error, HomelabError) else str(error)
             log.error("restart failed", extra={"error": reason})
+            if isinstance(error, OSError):
+                raise DaemonUnavailable(
+                    f"no new daemon could be started: {reason}; the old one goes on", hint="mlxctl logs daemon"
+                ) from error
             raise
         self._successor = successor
         self._owner.give_away()
