@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from homelab_llm import __version__
 from homelab_llm.core.clock import Clock, SystemClock
-from homelab_llm.core.facts import ModelFacts
+from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
 from homelab_llm.data.request_log import RequestLog
@@ -78,31 +78,51 @@ class Node:
             stall_timeout_s=settings.fleet.stall_timeout_s,
         )
 
-    async def start(self) -> None:
-        """End what an earlier daemon left, and begin recording."""
+    async def start(self, leases: Mapping[str, int] | None = None) -> None:
+        """Take over the workers of an earlier daemon, end what is left of it, and begin recording.
+
+        Args:
+            leases: requests that an earlier daemon, which hands over to this one, still runs, by worker.
+        """
+        await self.fleet.adopt(self._stored)
+        for worker_id, count in (leases or {}).items():
+            self.fleet.hold(worker_id, count)
         await self._supervisor.sweep()
         self.recorder.open()
         # Looking for GPUs and installed servers may run programs for seconds; the first request must not wait for it.
         self._looking = asyncio.create_task(asyncio.to_thread(_look_around, self._engines))
 
-    async def close(self) -> None:
-        """End every worker, wait for the proof, write the last rows."""
-        await self.fleet.close()
+    async def close(self, *, leave_workers: bool = False) -> None:
+        """End every worker, wait for the proof, write the last rows.
+
+        Args:
+            leave_workers: end none of them: another daemon of this home has them, or will.
+        """
+        await self.fleet.close(leave_workers=leave_workers)
         await self._looking
         self.recorder.close()
 
-    def hand_over(self) -> dict[str, int]:
-        """Begin nothing any more; gives the requests that run, by worker. They go on."""
-        self.app.hand_over(self.home.daemon_sock)
-        return self.leases()
+    def hand_over(self, on_end: Callable[[str], None]) -> dict[str, int]:
+        """Begin nothing any more; gives the requests that run, by worker. They go on.
 
-    async def take_back(self) -> None:
+        Args:
+            on_end: gets the worker each time one of them ends.
+        """
+        self.app.hand_over(self.home.daemon_sock)
+        return self.fleet.hand_over(on_end)
+
+    def take_back(self) -> None:
         """Go on as before ``hand_over``."""
+        self._supervisor.reclaim()
+        self.fleet.resume()
         self.app.resume()
 
-    def leases(self) -> dict[str, int]:
-        """How many requests run in each worker that has some."""
-        return {row["id"]: row["leases"] for row in self.fleet.status()["workers"] if row["leases"]}
+    def let_go(self, worker_id: str) -> None:
+        """A request that the earlier daemon ran in this worker ended."""
+        self.fleet.let_go(worker_id)
+
+    def _stored(self, digest: str) -> StoredModel | None:
+        return next((model for model in self.store.models() if str(model.digest) == digest), None)
 
     def about(self) -> Mapping[str, Any]:
         """What ``/admin/status`` says besides the fleet."""

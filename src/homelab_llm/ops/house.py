@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from homelab_llm.inference.engines.base import Engine
 
 log = logging.getLogger(__name__)
-
-_LOOK_S = 0.05  # how soon the new daemon hears that a request of the old one ended
 
 
 class NodeHouse:
@@ -77,52 +74,35 @@ class NodeHouse:
 
     async def start(self, leases: Mapping[str, int]) -> None:
         self._node_began = True
-        log.debug("taking over", extra={"leases": dict(leases)})
-        await self._node.start()
+        await self._node.start(leases)
         await self._door.start()
         self._own_warnings = list(self._node.warnings)
         self._tell_ports()
 
     def let_go(self, worker_id: str) -> None:
-        log.debug("a request of the old daemon ended", extra={"worker": worker_id})
+        self._node.let_go(worker_id)
 
     async def stop(self, drain_s: float, *, leave_workers: bool, remove: bool) -> None:
-        log.debug("closing", extra={"leave_workers": leave_workers})
         await self._door.stop(drain_s, remove=remove)
         if self._node_began:
-            await self._node.close()
+            await self._node.close(leave_workers=leave_workers)
 
     # --- the handover, see ``handover.restart.Leaving`` ---
 
     def sockets(self) -> Sequence[tuple[str, int]]:
         return self._door.sockets()
 
-    async def hand_over(self) -> Mapping[str, int]:
+    async def hand_over(self, done: Callable[[str], None]) -> Mapping[str, int]:
         self._door.pause()
-        return self._node.hand_over()
+        return self._node.hand_over(done)
 
     async def take_back(self) -> None:
-        await self._node.take_back()
+        self._node.take_back()
         await self._door.resume()
 
-    async def leave(self, drain_s: float, done: Callable[[str], None]) -> None:
-        telling = asyncio.create_task(self._tell_ends(done))
-        try:
-            await self._door.leave(drain_s)
-        finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-            await self._node.close()
-
-    async def _tell_ends(self, done: Callable[[str], None]) -> None:
-        known = self._node.leases()
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            now = self._node.leases()
-            for worker_id, count in known.items():
-                for _ in range(count - now.get(worker_id, 0)):
-                    done(worker_id)
-            known = now
+    async def leave(self, drain_s: float) -> None:
+        await self._door.leave(drain_s)
+        await self._node.close(leave_workers=True)
 
     # --- ports that others held ---
 

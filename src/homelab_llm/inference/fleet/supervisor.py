@@ -154,6 +154,11 @@ class Supervisor:
             self._leave_alone(worker_id, "something answers for a worker that is not known here")
         return swept.ended
 
+    def reclaim(self) -> None:
+        """A daemon that was to take all workers over failed: they shall watch this one again."""
+        for worker in self._workers.values():
+            worker.reclaim()
+
     async def release(self) -> None:
         """Leave all workers as they are and watch them no more; ``survivors`` takes them back."""
         for worker in self._workers.values():

@@ -133,9 +133,7 @@ class Worker:
             if host.dead:
                 raise EngineReplyInvalid("the start time it tells is not that of the process that answers")
             self._take(control, host, hello)
-            proof = {"nonce": self._record.nonce, "digest": self._record.digest}
-            grace_s = self._lifetimes.orphan_grace_s
-            control.send({"cmd": "adopt", "pid": os.getpid(), **proof, "orphan_grace_s": grace_s})
+            self.reclaim()
             answers: set[asyncio.Future[Any]] = {self._listening, self._adopted}
             await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
@@ -149,6 +147,13 @@ class Worker:
         self._keep(host=host.identity)
         self._ask_stats()
         return True
+
+    def reclaim(self) -> None:
+        """Another daemon took it over and failed: it shall watch this one again."""
+        if self._control is not None and self._host is not None:
+            proof = {"nonce": self._record.nonce, "digest": self._record.digest}
+            grace_s = self._lifetimes.orphan_grace_s
+            self._control.send({"cmd": "adopt", "pid": os.getpid(), **proof, "orphan_grace_s": grace_s})
 
     async def live(self, plan: LaunchPlan | None = None, host_argv: Sequence[str] = ()) -> None:
         """Report ``LoadProgress``*, ``Loaded`` or ``LoadFailed`` (none when called off), and at last ``WorkerExit``.

@@ -32,19 +32,19 @@ class Leaving(Protocol):
         """The listening sockets, by what was asked for when they were bound."""
         ...
 
-    async def hand_over(self) -> Mapping[str, int]:
-        """Accept nothing and begin nothing any more; gives how many requests run in each worker."""
+    async def hand_over(self, done: Callable[[str], None]) -> Mapping[str, int]:
+        """Accept nothing and begin nothing any more; gives how many requests run in each worker.
+
+        ``done`` is told the worker each time one of them ends.
+        """
         ...
 
     async def take_back(self) -> None:
         """Go on as before ``hand_over``."""
         ...
 
-    async def leave(self, drain_s: float, done: Callable[[str], None]) -> None:
-        """End what still runs within ``drain_s`` and leave everything to the new daemon.
-
-        ``done`` is told the worker of each request that ends.
-        """
+    async def leave(self, drain_s: float) -> None:
+        """End what still runs within ``drain_s`` and leave everything to the new daemon."""
         ...
 
 
@@ -112,7 +112,7 @@ class Restart:
         """After the handover: end what still runs, and leave the rest to the new daemon."""
         successor = self._successor
         if successor is not None:
-            await self._house.leave(DRAIN_S, lambda worker_id: successor.channel.send(Done(worker_id)))
+            await self._house.leave(DRAIN_S)
             successor.outlive()
             successor.channel.close()
 
@@ -163,7 +163,7 @@ class Restart:
     async def _pass_on(self, successor: Successor, deadline_s: float) -> dict[str, Any]:
         prepared = await successor.expect(Prepared, deadline_s)
         try:
-            leases = await self._house.hand_over()
+            leases = await self._house.hand_over(lambda worker_id: successor.channel.send(Done(worker_id)))
             failpoint("handover.yours")
             successor.channel.send(Yours(leases))
             serving = await successor.expect(Serving, deadline_s)
