@@ -233,7 +233,9 @@ def test_a_full_queue_refuses_with_its_length_and_a_time_from_the_measured_drain
     error = refusal(play.submit("late", OTHER))
     assert error.code == "queue_full"
     assert error.facts["queue_length"] == 4
-    assert error.facts["retry_after_s"] == 5 * 20
+    assert error.facts["place"] == 5
+    assert error.facts["retry_after_s"] == 2 * 20  # then two wait, and three quarters of the queue are filled
+    assert refusal(play.submit("later", OTHER)).facts == {**error.facts, "place": 6, "retry_after_s": 3 * 20}
 
 
 @pytest.mark.requirement("B-6")
@@ -250,9 +252,9 @@ def test_retry_after_grows_with_the_place_and_shrinks_with_the_slots() -> None:
         assert isinstance(seconds, int)
         return seconds
 
-    assert told(1, 4) == 40
-    assert told(1, 9) == 80
-    assert told(4, 4) == 10
+    assert told(1, 4) == 2 * 8
+    assert told(1, 9) == 4 * 8
+    assert told(4, 4) == 2 * 8 // 4
 
 
 def test_retry_after_counts_the_rest_of_a_load() -> None:
@@ -264,7 +266,7 @@ def test_retry_after_counts_the_rest_of_a_load() -> None:
     play.step(WorkerExit("w1", None))
     play.submit("b")
     error = refusal(play.step(Submit("c", SMALL), 20.0))
-    assert error.facts["retry_after_s"] == 40 + 4  # 40 s of the load are left, then two places in two slots
+    assert error.facts["retry_after_s"] == 40 + 2  # 40 s of the load are left, then 2 s for one place in two slots
 
 
 @pytest.mark.requirement("B-6")

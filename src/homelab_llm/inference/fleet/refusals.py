@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from homelab_llm.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -45,15 +43,15 @@ def no_room(model: str, needed_bytes: int, outlook: Outlook) -> InsufficientMemo
     )
 
 
-def queue_full(model: str, queue_length: int, retry_after_s: float) -> QueueFull:
-    """``retry_after_s`` is rounded up to whole seconds, at least 1, as the HTTP header has it."""
-    seconds = max(1, math.ceil(retry_after_s))
+def queue_full(model: str, queue_length: int, place: int, retry_after_s: int) -> QueueFull:
+    """``place`` counts those that wait and those that were sent away before; ``retry_after_s`` as the HTTP header."""
     return QueueFull(
         f"{queue_length} requests wait for {model}",
-        hint=f"try again in {format_duration(seconds)}",
+        hint=f"try again in {format_duration(retry_after_s)}",
         model=model,
         queue_length=queue_length,
-        retry_after_s=seconds,
+        place=place,
+        retry_after_s=retry_after_s,
     )
 
 

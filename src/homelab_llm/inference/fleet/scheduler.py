@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.errors import HomelabError, QueueFull
 from homelab_llm.core.waits import Wait
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.ledger import Ledger
@@ -24,6 +24,7 @@ from homelab_llm.inference.fleet.state import (
     WorkerView,
 )
 from homelab_llm.inference.fleet.vocabulary import (
+    BATCH_PRIORITY,
     Adopted,
     AliasChange,
     Cancel,
@@ -232,9 +233,24 @@ class Scheduler:
             if (error := unfit(book, queue)) is not None:
                 return error
         if queue.length >= book.limits.queue_most(priority):
-            wait_s = queue.wait_s(queue.length + 1, book.now_s)
-            return refusals.queue_full(queue.demand.name, queue.length, wait_s)
+            return self._appointment(queue, priority)
         return None
+
+    def _appointment(self, queue: ModelQueue, priority: int) -> QueueFull:
+        """No room: come again when there will be."""
+        book, limits = self._book, self._book.limits
+        slots = min(queue.demand.parallel, limits.max_running or math.inf)
+        if priority >= BATCH_PRIORITY:
+            slots = limits.batch_most(int(slots))
+        place = queue.length + queue.appointments.sent_away + 1
+        in_s = queue.appointments.book(
+            book.now_s,
+            length=queue.length,
+            room=limits.queue_most(priority),
+            rate=queue.rate(int(slots)),
+            starts_in_s=queue.starts_in_s(book.now_s, limits.turn_s),
+        )
+        return refusals.queue_full(queue.demand.name, queue.length, place, in_s)
 
     def _cancel(self, event: Cancel) -> None:
         waiting = self._book.waiting.get(event.request_id)

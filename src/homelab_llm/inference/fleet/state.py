@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from homelab_llm.core.errors import HomelabError
+from homelab_llm.inference.fleet.appointments import Appointments
 from homelab_llm.inference.fleet.line import Line
 from homelab_llm.inference.fleet.vocabulary import BATCH_PRIORITY, NO_TERMS, Demand, Submit, Terms
 
@@ -14,6 +15,9 @@ State = Literal["loading", "ready", "retiring", "ending", "gone"]
 
 UNMEASURED_SERVICE_S = 5.0
 """Assumed length of a request of a model that has not finished one yet; only for ``retry_after_s``."""
+
+UNMEASURED_LOAD_S = 10.0
+"""Assumed length of a load of a model that was never loaded, at least; only for ``retry_after_s``."""
 
 _SERVICE_WEIGHT = 0.2
 
@@ -217,6 +221,7 @@ class ModelQueue:
     retry_at_s: float = 0.0
     last_error: HomelabError | None = None
     quarantined: bool = False
+    appointments: Appointments = field(default_factory=Appointments)
     _interactive: Line[Waiting] = field(default_factory=Line)
     _batch: Line[Waiting] = field(default_factory=Line)
 
@@ -294,14 +299,22 @@ class ModelQueue:
         else:
             self.service_s = duration_s
 
-    def wait_s(self, place: int, now_s: float) -> float:
-        """When the request at ``place`` can expect its lease: the rest of the load and the drain rate."""
-        load_s = 0.0
-        if self.worker is None:
-            load_s = self.load_s
-        elif self.worker.state == "loading":
-            load_s = max(0.0, self.load_s - (now_s - self.worker.started_s))
-        return load_s + place * (self.service_s or UNMEASURED_SERVICE_S) / self.demand.parallel
+    def rate(self, slots: int) -> float:
+        """How many requests per second ``slots`` finish."""
+        return slots / (self.service_s or UNMEASURED_SERVICE_S)
+
+    def starts_in_s(self, now_s: float, turn_s: float) -> float:
+        """When the model will serve, as far as can be told: the rest of the load, and before that of a turn."""
+        worker = self.worker
+        if worker is None:
+            since_s = now_s if self.hungry_since_s is None else self.hungry_since_s
+            return max(0.0, turn_s - (now_s - since_s)) + (self.load_s or UNMEASURED_LOAD_S)
+        if worker.state != "loading":
+            return 0.0
+        elapsed_s = now_s - worker.started_s
+        if elapsed_s < self.load_s:
+            return self.load_s - elapsed_s
+        return max(UNMEASURED_LOAD_S, elapsed_s)  # nobody knows; what has lasted long lasts longer
 
     def _line(self, waiting: Waiting) -> Line[Waiting]:
         return self._interactive if waiting.request.priority < BATCH_PRIORITY else self._batch
