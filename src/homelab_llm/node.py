@@ -15,9 +15,11 @@ from homelab_llm.core.clock import Clock, SystemClock
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
-from homelab_llm.data.request_log import RequestLog
+from homelab_llm.data.database import Database
+from homelab_llm.data.keys import KeyRing
+from homelab_llm.data.recorder import Recorder
+from homelab_llm.data.retention import Retention
 from homelab_llm.gateway.app import App, Parts
-from homelab_llm.gateway.keys import KeyFile
 from homelab_llm.inference.engines.base import Engine, EngineOptions
 from homelab_llm.inference.engines.table import ENGINES
 from homelab_llm.inference.fleet.budget import measure_budget
@@ -29,6 +31,8 @@ from homelab_llm.store.model_store import ModelStore
 
 if TYPE_CHECKING:
     from homelab_llm.inference.fleet.vocabulary import Event
+
+RECORD_BUSY_S = 5.0
 
 
 class Node:
@@ -59,8 +63,9 @@ class Node:
         self._clock = clock or SystemClock()
         self._started_s = self._clock.monotonic_s()
         self.store = ModelStore(home.store)
-        self.keys = KeyFile(home.keys)
-        self.recorder = RequestLog(home.logs / "requests.jsonl", enabled=settings.data.requests)
+        self.database = Database.open(settings.data.url, home.database)
+        self.keys = KeyRing(self.database)
+        self.recorder = self._recorder()
         self._engines = ENGINES if engines is None else engines
         self.fleet = self._fleet(self._engines)
         self.app = App(
@@ -81,6 +86,8 @@ class Node:
     async def start(self, leases: Mapping[str, int] | None = None) -> None:
         """Take over the workers of an earlier daemon, end what is left of it, and begin recording.
 
+        The database has the newest schema already.
+
         Args:
             leases: requests that an earlier daemon, which hands over to this one, still runs, by worker.
         """
@@ -88,7 +95,7 @@ class Node:
         for worker_id, count in (leases or {}).items():
             self.fleet.hold(worker_id, count)
         await self._supervisor.sweep()
-        self.recorder.open()
+        await asyncio.to_thread(self._open_records)
         # Looking for GPUs and installed servers may run programs for seconds; the first request must not wait for it.
         self._looking = asyncio.create_task(asyncio.to_thread(_look_around, self._engines))
 
@@ -100,7 +107,9 @@ class Node:
         """
         await self.fleet.close(leave_workers=leave_workers)
         await self._looking
+        self.keys.close()
         self.recorder.close()
+        self.database.close()
 
     def hand_over(self, on_end: Callable[[str], None]) -> dict[str, int]:
         """Begin nothing any more; gives the requests that run, by worker. They go on.
@@ -134,6 +143,16 @@ class Node:
             "listeners": self.listeners,
             "warnings": self.warnings,
         }
+
+    def _open_records(self) -> None:
+        self.keys.import_file(self.home.keys)
+        self.keys.open()
+        self.recorder.open()
+
+    def _recorder(self) -> Recorder:
+        data = self.settings.data
+        own = Database.open(data.url, self.home.database, durable=False, busy_s=RECORD_BUSY_S)
+        return Recorder(own, requests=data.requests, retention=Retention(own, data.keep_requests, data.keep_events))
 
     def _fleet(self, engines: Sequence[Engine]) -> FleetLoop:
         settings = self.settings.fleet

@@ -30,11 +30,13 @@ from homelab_llm.core.settings import ServerSettings
 from homelab_llm.core.shaping import Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
+from homelab_llm.data.database import Database
+from homelab_llm.data.keys import KeyRing
 from homelab_llm.gateway.app import App, Parts
-from homelab_llm.gateway.keys import KeyFile
 from homelab_llm.gateway.listeners import Inherited
 from homelab_llm.gateway.seams import RequestRow, Shaper
 from homelab_llm.gateway.server import FrontDoor
+from homelab_llm.testing.database import ready_database
 from homelab_llm.testing.engines import LLAMA_CPP_TRAITS, OWN_TRAITS
 from homelab_llm.testing.models import stored_fake_model, write_fake_model
 from homelab_llm.testing.slots import NotingController, TableRouter
@@ -228,7 +230,7 @@ class Door:
     app: App
     fleet: OneFleet
     shelf: Shelf
-    keys: KeyFile
+    keys: KeyRing
     rows: Rows
     home: Home
     shutdowns: list[bool]
@@ -380,14 +382,15 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         inherited: Inherited | None = None,
         news: Callable[[Event], None] | None = None,
         again_s: float = 60,
-        before: Callable[[KeyFile], None] = lambda _keys: None,
+        before: Callable[[KeyRing], None] = lambda _keys: None,
         at: Home | None = None,
         controlled: bool = True,
         **settings: Any,
     ) -> AsyncIterator[Door]:
         own_home = at or home
         chosen = ServerSettings(**{"listen": ("127.0.0.1:0",), **settings})
-        fleet, keys, rows, shutdowns = OneFleet(worker), KeyFile(own_home.keys), Rows(), list[bool]()
+        database = Database.open("", ready_database(own_home.database))
+        fleet, keys, rows, shutdowns = OneFleet(worker), KeyRing(database), Rows(), list[bool]()
         before(keys)
         about: dict[str, Any] = {"version": "0", "pid": os.getpid(), "warnings": []}
         router, controller, events = TableRouter(shelf, slots or SlotTable()), NotingController(), EventBus(time.time)
@@ -413,6 +416,7 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
             yield Door(front, app, fleet, shelf, keys, rows, own_home, shutdowns, router, controller, events)
         finally:
             await front.stop(drain_s=0.2)
+            database.close()
 
     return opened
 

@@ -152,8 +152,8 @@ def test_the_daemon_imports_nothing_it_does_not_need_to_begin(home: Home) -> Non
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     loaded = set(done.stdout.strip().split(","))
     heavy = [
-        "sqlalchemy",
         "alembic",
+        "psycopg",
         "rich",
         "numpy",
         "httpx2",

@@ -3,11 +3,11 @@
 HOME/config.yaml        settings, hand-edited
 HOME/system.db          registry, slots, keys, events, requests (SQLite; or PostgreSQL by URL)
 HOME/backups/           copies of the database, made before each migration
-HOME/keys.json          API keys, hashed
+HOME/keys.json          API keys of an earlier version; taken over into the database once
 HOME/store/             models: an OCI image layout
 HOME/derived/           conversions, rebuildable
 HOME/run/               daemon.json, locks
-HOME/logs/              daemon.log, requests.jsonl, workers/<id>.log
+HOME/logs/              daemon.log, workers/<id>.log
 HOME/chat_history           lines typed in a chat
 <runtime>/hl-<8 hex>/   sockets: daemon.sock, <id>.http, <id>.ctl (paths end at 104 bytes on macOS)
 """

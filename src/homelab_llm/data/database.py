@@ -17,7 +17,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from homelab_llm.core.errors import DaemonRunning, DatabaseUnavailable, HomelabError, InternalError
 from homelab_llm.data.address import Address, Dialect
 
-BUSY_S = 60
+BUSY_S = 60.0
 _WRITERS, _DAEMON = 0x686C01, 0x686C03  # classes of advisory locks; the second half of a lock is the schema
 MIGRATION = 0x686C02
 
@@ -28,23 +28,25 @@ class Database:
     Args:
         durable: a commit survives a power cut. Without it the last commits may be lost then (never a crash of this
             process, and nothing is ever damaged), and PostgreSQL's writers are not serial: for records only.
+        busy_s: how long a writer waits for others.
     """
 
-    def __init__(self, address: Address, *, durable: bool = True) -> None:
+    def __init__(self, address: Address, *, durable: bool = True, busy_s: float = BUSY_S) -> None:
         self.address = address
         self._durable = durable
         self._claim: Connection | None = None
-        self._engine = _sqlite(address, durable) if address.dialect == "sqlite" else _postgresql(address, durable)
+        make = _sqlite if address.dialect == "sqlite" else _postgresql
+        self._engine = make(address, durable, busy_s)
 
     @classmethod
-    def open(cls, url: str, sqlite_path: Path, *, durable: bool = True) -> Database:
+    def open(cls, url: str, sqlite_path: Path, *, durable: bool = True, busy_s: float = BUSY_S) -> Database:
         """The database of the setting ``data.url``; nothing is created, nothing is connected yet.
 
         Raises:
             InvalidInput: not an address of a database.
             DatabaseUnavailable: the driver is not installed.
         """
-        return cls(Address.of(url, sqlite_path), durable=durable)
+        return cls(Address.of(url, sqlite_path), durable=durable, busy_s=busy_s)
 
     @property
     def dialect(self) -> Dialect:
@@ -73,7 +75,7 @@ class Database:
         """A connection in one transaction, committed at the end of the block and undone when it raises.
 
         Raises:
-            DatabaseUnavailable: it cannot be opened or written, or other writers kept it for 60 s.
+            DatabaseUnavailable: it cannot be opened or written, or others wrote for too long.
         """
         with self._translated(), self._engine.connect() as connection:
             connection.execution_options(homelab_writes=True)
@@ -81,6 +83,17 @@ class Database:
                 if self.dialect == "postgresql" and self._durable:
                     connection.execute(advisory_lock("pg_advisory_xact_lock", _WRITERS))
                 yield connection
+
+    @contextmanager
+    def outside_transactions(self) -> Iterator[Connection]:
+        """A connection whose statements stand alone, for what cannot run in a transaction (``VACUUM``).
+
+        Raises:
+            DatabaseUnavailable: as ``write``.
+        """
+        with self._translated(), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT", homelab_alone=True)
+            yield connection
 
     def claim(self) -> None:
         """Be the one daemon of this PostgreSQL schema until ``release`` or ``close``. SQLite: the home's lock says so.
@@ -148,10 +161,10 @@ def translate(error: SQLAlchemyError, address: Address) -> HomelabError:
     )
 
 
-def _sqlite(address: Address, durable: bool) -> Engine:
+def _sqlite(address: Address, durable: bool, busy_s: float) -> Engine:
     engine = create_engine(
         "sqlite://",
-        creator=lambda: _sqlite_connection(address.path, durable),
+        creator=lambda: _sqlite_connection(address.path, durable, busy_s),
         poolclass=QueuePool,
         pool_size=2,
         max_overflow=-1,
@@ -160,27 +173,28 @@ def _sqlite(address: Address, durable: bool) -> Engine:
     return engine
 
 
-def _sqlite_connection(path: Path, durable: bool) -> Any:
+def _sqlite_connection(path: Path, durable: bool, busy_s: float) -> Any:
     import sqlite3
 
     # isolation_level None: transactions begin and end where we say so, also around CREATE TABLE
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
     for pragma in ("journal_mode=WAL", f"synchronous={'FULL' if durable else 'NORMAL'}", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
     return connection
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("homelab_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("homelab_alone"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("homelab_writes") else "BEGIN")
 
 
-def _postgresql(address: Address, durable: bool) -> Engine:
+def _postgresql(address: Address, durable: bool, busy_s: float) -> Engine:
     from homelab_llm.data.postgresql import connect
 
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: connect(address, durable=durable),
+        creator=lambda: connect(address, durable=durable, busy_s=busy_s),
         pool_pre_ping=True,
         pool_size=2,
         max_overflow=20,

@@ -17,19 +17,18 @@ except ImportError as error:
         "PostgreSQL needs the driver psycopg", hint="pip install 'homelab-llm[postgres]'"
     ) from error
 
-LOCK_S = 60
 CONNECT_S = 5
 
 __all__ = ["connect", "psycopg"]
 
 
-def connect(address: Address, *, durable: bool = True) -> psycopg.Connection[Any]:
+def connect(address: Address, *, durable: bool = True, busy_s: float = 60.0) -> psycopg.Connection[Any]:
     """A new connection.
 
     Raises:
         psycopg.Error: it cannot be made; the message may hold the password.
     """
-    server = [f"-clock_timeout={LOCK_S}s"]
+    server = [f"-clock_timeout={busy_s * 1000:.0f}"]
     server += [f"-csearch_path={address.schema}"] if address.schema else []
     server += [] if durable else ["-csynchronous_commit=off"]
     given = str(conninfo_to_dict(address.url).get("options") or "")

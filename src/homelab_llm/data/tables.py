@@ -271,6 +271,7 @@ requests = Table(
     _text("alias", "the slot's name that was asked for"),
     _integer("port", "the slot that was asked, 0 = the front address"),
     _text("key", "name of the API key"),
+    _text("priority", "interactive or batch", default="interactive"),
     _integer("status", "of HTTP"),
     _text("error", "code of the error"),
     Column("streamed", Boolean, nullable=False, server_default=false()),

@@ -1,6 +1,6 @@
 """Routes: every endpoint as data. The application serves from this table; the reference pages are made from it.
 
-``access``: who may call it (``auth.py``). ``recorded``: whether a request becomes a row of the request log.
+``access``: who may call it (``auth.py``). ``recorded``: whether a request becomes a row of the table ``requests``.
 ``on_slots``: slot ports have it too. A path that ends in ``{id}`` takes everything that follows, slashes included.
 """
 

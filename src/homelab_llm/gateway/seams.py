@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.keys import KeyGrant, Priority
 from homelab_llm.core.routing import Target
 from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
@@ -16,9 +17,6 @@ from homelab_llm.core.waits import Wait
 
 __all__ = ["Catalogue", "Controller", "Fleet", "KeyGrant", "Keys", "Lease", "Priority", "Recorder", "ReplyShape"]
 __all__ += ["RequestRow", "Router", "Shaped", "Shaper", "Target", "Wait"]
-
-Priority = Literal["interactive", "batch"]
-"""Interactive requests come first; batch ones progress all the same."""
 
 
 class Catalogue(Protocol):
@@ -195,15 +193,6 @@ class Shaper(Protocol):
             InvalidInput: a tool or schema that cannot be used; ``field`` names it.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class KeyGrant:
-    """Who a key belongs to and what it may do: ``inference``, ``admin``; its requests are at most of ``priority``."""
-
-    name: str
-    scopes: frozenset[str]
-    priority: Priority = "interactive"
 
 
 class Keys(Protocol):

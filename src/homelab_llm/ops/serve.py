@@ -142,6 +142,9 @@ def _run(
     owner: Ownership,
     heir: Inheritance | None,
 ) -> None:
+    from homelab_llm.data.upgrade import begin_upgrade
+
+    upgrade = begin_upgrade(home.root, settings.data.url)  # a program of its own, while the imports below take time
     import asyncio
 
     import uvloop
@@ -151,6 +154,9 @@ def _run(
     from homelab_llm.ops.launch import daemon_log
     from homelab_llm.ops.life import Life, live
     from homelab_llm.ops.reload import report_changes
+
+    if upgrade is not None:
+        upgrade.wait()
 
     async def one_life() -> None:
         life = Life(

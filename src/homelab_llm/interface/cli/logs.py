@@ -1,4 +1,4 @@
-"""``mlxctl logs``: the daemon's log, the record of requests, or the output of a worker."""
+"""``mlxctl logs``: the daemon's log, or the output of a worker."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _WORKER_ID = re.compile(r"[a-z0-9]{1,12}")
 
 
 @verb("logs")
-@click.argument("which", default="daemon", metavar="[daemon|requests|WORKER]")
+@click.argument("which", default="daemon", metavar="[daemon|WORKER]")
 @click.option("-f", "--follow", "keep_on", is_flag=True, help="Go on as lines are added, until Ctrl-C.")
 @click.option(
     "-n", "--lines", "count", type=click.IntRange(0), default=50, show_default=True, help="Lines to begin with."
 )
 def logs(invocation: Invocation, which: str, keep_on: bool, count: int) -> None:
-    """Print a log. WORKER is the id that `ps` shows, or the name of a loaded model.
+    """Print a log. WORKER is the id that `ps` shows, or the name of a loaded model. Requests: `mlxctl db query`.
 
     With --json every line is a JSON object.
     """
@@ -60,9 +60,8 @@ def _path(invocation: Invocation, which: str) -> Path:
         NotFound: neither a log, nor a worker's id, nor a loaded model.
     """
     home = invocation.home
-    named = {"daemon": home.logs / "daemon.log", "requests": home.logs / "requests.jsonl"}
-    if which in named:
-        return named[which]
+    if which == "daemon":
+        return home.logs / "daemon.log"
     if _WORKER_ID.fullmatch(which) and (path := home.worker_logs / f"{which}.log").exists():
         return path
     if client := invocation.daemon_if_running():

@@ -43,6 +43,7 @@ VERBS = {
     "status": f"{_CLI}.status:status",
     "logs": f"{_CLI}.logs:logs",
     "key": f"{_CLI}.keys:key",
+    "db": f"{_CLI}.db:db",
     "daemon": f"{_CLI}.daemon:daemon",
     "serve": "homelab_llm.ops.serve:serve",
     "service": f"{_CLI}.service:service",

@@ -256,6 +256,7 @@ Table(
     _text("alias"),
     _integer("port"),
     _text("key"),
+    _text("priority", default="interactive"),
     _integer("status"),
     _text("error"),
     Column("streamed", Boolean, nullable=False, server_default=false()),
