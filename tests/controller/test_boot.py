@@ -96,9 +96,9 @@ async def test_another_process_changes_the_registry_and_reconcile_follows(rig: R
 
 @pytest.mark.requirement("R-F3")
 async def test_hand_edits_of_the_exported_file_are_drift(rig: Rig) -> None:
-    rig.registry.edited = "registry.json was edited by hand: one is on port 8101"
+    rig.memory.edited = "registry.json was edited by hand: one is on port 8101"
     told = await rig.controller.slots()
-    assert (told["drift"], told["registry_drift"]) == (True, rig.registry.edited)
+    assert (told["drift"], told["registry_drift"]) == (True, rig.memory.edited)
     assert not (await rig.controller.verify())["ok"]
 
 

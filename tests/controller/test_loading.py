@@ -242,7 +242,7 @@ async def test_a_swap_that_breaks_anywhere_leaves_a_slot_that_answers(rig: Rig, 
 async def test_a_lost_database_refuses_a_load_and_requests_go_on(rig: Rig) -> None:
     one, two = rig.model("one"), rig.model("two")
     await rig.load(one.name, FIRST)
-    rig.registry.broken = True
+    rig.memory.broken = True
     with pytest.raises(HomelabError) as caught:
         await rig.load(two.name, FIRST, force=True)
     assert caught.value.code == "database_unavailable"

@@ -16,6 +16,7 @@ from homelab_llm.core.paths import Home
 from homelab_llm.core.registry.slots import ALIASES, SlotTable
 from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.inference.controller.controller import Controller
+from homelab_llm.inference.controller.seams import Registry
 from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan
 from homelab_llm.inference.fleet.lease import FleetLease
 from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
@@ -37,13 +38,31 @@ _numbers = count(1)
 
 
 class Rig:
-    """A node without its front door. ``room``: how many models fit into the budget."""
+    """A node without its front door.
 
-    def __init__(self, home: Home, folder: Path, *, room: int = 2, auto_load: bool = True, default: str = "") -> None:
+    Args:
+        room: how many models fit into the budget.
+        registry: in place of one in memory.
+        grace_s: how long workers wait for another daemon when this one is killed.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        folder: Path,
+        *,
+        room: int = 2,
+        auto_load: bool = True,
+        default: str = "",
+        registry: Registry | None = None,
+        grace_s: float = 0.0,
+    ) -> None:
         self.home = home
         self.folder = folder
         self.events: Recorded[Event] = Recorded()
-        self.registry = MemoryRegistry()
+        self.memory = MemoryRegistry()
+        self.registry: Registry = registry or self.memory
+        self._grace_s = grace_s
         self.shelf = MemoryShelf()
         self.ports = OwnPorts()
         self.engine = FakeEngine()
@@ -74,13 +93,18 @@ class Rig:
             auto_load=self.auto_load,
         )
         await self.controller.start()
+        await self.fleet.adopt(self._of_digest)
 
     async def stop(self) -> None:
         await self.controller.close()
         await self.fleet.close()
 
     def _supervise(self, report: Callable[[FleetEvent], None]) -> Supervisor:
-        return Supervisor(self.home, report, load_timeout_s=30.0, drain_s=2.0)
+        grace_s = self._grace_s
+        return Supervisor(self.home, report, load_timeout_s=30.0, drain_s=2.0, orphan_grace_s=grace_s)
+
+    def _of_digest(self, digest: str) -> StoredModel | None:
+        return next((model for model in self.shelf.models() if str(model.digest) == digest), None)
 
     def plan(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
         options = EngineOptions(context_tokens=context_tokens or 512, parallel=2)

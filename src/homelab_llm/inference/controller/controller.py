@@ -15,7 +15,6 @@ from homelab_llm.core.clock import Clock, SystemClock
 from homelab_llm.core.errors import Conflict, UnsupportedRequest
 from homelab_llm.core.events import Event
 from homelab_llm.core.facts import StoredModel
-from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.registry.state import RegistryState, adopt_foreign, register
 from homelab_llm.core.routing import Target
@@ -23,7 +22,9 @@ from homelab_llm.inference.controller import boot, explaining, loading, reconcil
 from homelab_llm.inference.controller.board import Board
 from homelab_llm.inference.controller.entries import registered
 from homelab_llm.inference.controller.seams import Fleet, Ports, Registry, Shelf
+from homelab_llm.inference.controller.snapshot import full_name
 from homelab_llm.inference.controller.work import Work
+from homelab_llm.inference.engines.base import ModelOptions
 
 T = TypeVar("T")
 
@@ -97,9 +98,20 @@ class Controller:
         waited = [task for task in (self._watching, *self._tasks) if task is not None]
         await asyncio.gather(*waited, return_exceptions=True)
 
-    def entry(self, model: StoredModel) -> Entry | None:
-        """What the registry says about a model; a look-up. For whoever plans how it is run."""
-        return self._board.snapshot.find(model.name)
+    def chosen(self, model: StoredModel) -> ModelOptions:
+        """What the registry says about how a model is run, for the planner; a look-up."""
+        entry = self._board.snapshot.by_model.get(full_name(model.name))
+        if entry is None:
+            return ModelOptions()
+        return ModelOptions(
+            engine=entry.engine,
+            context_tokens=entry.context_length,
+            chat_template=entry.chat_template,
+            draft_model=entry.draft_model,
+            flags=entry.flags,
+            tool_call_parser=entry.tool_call_parser,
+            reasoning_parser=entry.reasoning_parser,
+        )
 
     # --- gateway.seams.Router -------------------------------------------------------------------------------
 
