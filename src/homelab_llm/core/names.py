@@ -82,3 +82,9 @@ def parse_slug(text: str, *, what: str = "name") -> str:
 def slug_of(text: str) -> str:
     """The slug of any text, for example of a repository id: ``Qwen/Qwen3-0.6B`` → ``qwen-qwen3-0-6b``."""
     return parse_slug(_UNSLUGGABLE.sub("-", text.lower()).strip("-")[:63].rstrip("-"))
+
+
+def tag_of(text: str) -> str:
+    """The tag of any text, for example of a quantization: ``Q4_K_M`` → ``q4_k_m``; ``latest`` where nothing is left."""
+    tag = "".join(c if c.isalnum() or c in "._-" else "-" for c in text.lower()).strip("-.")
+    return tag[:60] if tag.isascii() and tag else DEFAULT_TAG

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from homelab_llm.core.digests import CHUNK_BYTES, Digest
-from homelab_llm.core.errors import BadModelFile
+from homelab_llm.core.errors import BadModelFile, Conflict
 from homelab_llm.core.facts import ModelFacts
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.blobs import BlobStore, BlobWriter
@@ -36,14 +36,14 @@ class _Meter:
 
 
 def import_files(
-    blobs: BlobStore, path: Path, progress: Callable[[int, int], None]
+    blobs: BlobStore, path: Path, progress: Callable[[int, int], None], *, copy: bool = True
 ) -> tuple[dict[str, Digest], ModelFacts]:
     """Bring the model at ``path`` into the store as blobs, which stay held until they are added or released.
 
     What can be refused by looking at headers is refused before a byte is copied.
 
     Raises:
-        NotRegularFile, BadModelFile, UnsafeModel, InvalidInput, DiskFull: see ``ModelStore.import_path``.
+        NotRegularFile, BadModelFile, UnsafeModel, InvalidInput, DiskFull, Conflict: see ``ModelStore.import_path``.
     """
     from homelab_llm.store.inspect.model import inspect_model
 
@@ -56,7 +56,7 @@ def import_files(
     files: dict[str, Digest] = {}
     try:
         for candidate in chosen:
-            files[candidate.name] = _import_file(blobs, candidate, meter)
+            files[candidate.name] = _import_file(blobs, candidate, meter, copy=copy)
             failpoint("store.import.file")
         facts = inspect_model({name: blobs.path(digest) for name, digest in files.items()})
         failpoint("store.import.inspected")
@@ -66,7 +66,7 @@ def import_files(
     return files, facts
 
 
-def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter) -> Digest:
+def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter, *, copy: bool) -> Digest:
     from homelab_llm.store.inspect.regular import open_regular
 
     with open_regular(candidate.path) as source:
@@ -75,6 +75,12 @@ def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter) -> Diges
             if writer.adopt_clone(source.fileno()) or (candidate.cached and writer.adopt_link(candidate.path)):
                 failpoint("store.import.cloned")
                 writer.hash_adopted(meter.add)
+            elif not copy:
+                raise Conflict(
+                    f"{candidate.name} can be neither linked nor cloned into the store: another file system",
+                    hint="allow copies, or keep the store on the file system of the source",
+                    file=candidate.name,
+                )
             else:
                 _refuse_if_full(blobs, found.st_size)
                 _copy(source, writer, meter)

@@ -123,7 +123,13 @@ class ModelStore:
         return self.resolve(str(ref))
 
     def import_path(
-        self, path: Path, ref: ModelRef, *, progress: Callable[[int, int], None] | None = None
+        self,
+        path: Path,
+        ref: ModelRef,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        source: str = "",
+        copy: bool = True,
     ) -> StoredModel:
         """Add a GGUF file (one shard stands for all) or a folder in Hugging Face's format.
 
@@ -132,8 +138,11 @@ class ModelStore:
 
         Args:
             progress: called with bytes done and bytes in total, both of the content to be hashed.
+            source: where it came from; empty = ``file:NAME``.
+            copy: whether bytes may be copied where they can be neither cloned nor linked.
 
         Raises:
+            Conflict: they would have to be copied and may not.
             NotRegularFile: a FIFO, device or symbolic link (other than a Hugging Face cache's).
             BadModelFile: no model there, shards missing, or files that contradict themselves.
             UnsafeModel: the weights are pickle files, or the model brings code.
@@ -142,10 +151,10 @@ class ModelStore:
         from homelab_llm.store.imports import import_files
 
         _check_new(ref)
-        files, facts = import_files(self._blobs, path, progress or (lambda _done, _total: None))
+        files, facts = import_files(self._blobs, path, progress or (lambda _done, _total: None), copy=copy)
         try:
             name = os.fsencode(path.absolute().name).decode("utf-8", "replace")
-            return self.add(ref, files, facts, source=f"file:{name}")
+            return self.add(ref, files, facts, source=source or f"file:{name}")
         except BaseException:
             self._blobs.release(files.values())
             raise

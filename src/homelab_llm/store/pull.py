@@ -18,7 +18,7 @@ from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import DigestMismatch, DiskFull, SourceUnavailable
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
-from homelab_llm.core.names import DEFAULT_TAG, ModelRef
+from homelab_llm.core.names import ModelRef, tag_of
 from homelab_llm.core.units import format_bytes
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
@@ -131,7 +131,7 @@ class _Pull:
             facts = inspect_model(self._paths(digests))
             facts = replace(facts, licence=facts.licence or self.remote.licence)
             failpoint("pull.inspected")
-            tag = self.remote.tag or _tag(facts.quantization)
+            tag = self.remote.tag or tag_of(facts.quantization)
             chosen = ref or ModelRef.parse(f"{self.remote.repository}:{tag}")
             self.report.stage("storing")
             model = self.store.add(chosen, digests, facts, source=self.remote.source)
@@ -225,8 +225,3 @@ class _Pull:
                 self.report.bytes(writer.offset)
                 failpoint("pull.chunk")
             return opened.validator or seen
-
-
-def _tag(quantization: str) -> str:
-    text = "".join(c if c.isalnum() or c in "._-" else "-" for c in quantization.lower()).strip("-.")
-    return text[:60] if text.isascii() and text else DEFAULT_TAG

@@ -168,6 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, "RepoNotFound")
 
+    def do_HEAD(self) -> None:
+        """What the hub's own client asks before each file."""
+        found = _FILE.fullmatch(urlsplit(self.path).path)
+        content = self.hub.repos.get(found["repo"], {}).get(unquote(found["path"])) if found else None
+        self.send_response(404 if content is None else 200)
+        if found and content is not None:
+            self.send_header("x-repo-commit", self.hub.commit(found["repo"]))
+            self.send_header("etag", f'"{_etag(found["path"], content)}"')
+            self.send_header("content-length", str(len(content)))
+        self.end_headers()
+
     def _api(self, repo: str, revision: str, answer: Callable[[str], None]) -> None:
         hub = self.hub
         if hub.faults.api_status and hub.take_fault().api_status:
@@ -225,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         if begin >= len(content) and content:
             self._reply(416, {"content-range": f"bytes */{len(content)}"}, b"")
             return
-        etag = hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _git_sha1(content)
+        etag = _etag(path, content)
         if fault.changed_etag:
             etag += f"-{len(self.hub.requests)}"
         self.send_response(206 if wanted and not fault.ignore_range else 200)
@@ -267,6 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _etag(path: str, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _git_sha1(content)
 
 
 def _git_sha1(content: bytes) -> str:

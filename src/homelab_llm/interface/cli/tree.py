@@ -18,6 +18,7 @@ VERBS = {
     "chat": f"{_CLI}.chat:chat",
     "pull": f"{_CLI}.pull:pull",
     "import": f"{_CLI}.models:import_",
+    "init": f"{_CLI}.init:init",
     "list": f"{_CLI}.listing:list_",
     "show": f"{_CLI}.models:show",
     "cp": f"{_CLI}.models:cp",
