@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -78,15 +78,24 @@ class Invocation:
         chosen = self.settings.data
         upgraded(self.home.ensure().root, chosen.url)
         with closing(Database.open(chosen.url, self.home.database)) as database:
-            yield Registry(database, registry_path(chosen.registry_file, self.home, self.environ))
+            path = registry_path(chosen.registry_file, self.home, self.environ)
+            yield Registry(database, path, publish=lambda event: self.output.warning(event.text))
 
-    def registry_changed(self) -> None:
-        """Have a running daemon read the registry again."""
-        from homelab_llm.core.errors import Conflict
+    def registry_changed(self) -> bool:
+        """Have a running daemon read the registry again; whether it did. The change is kept whatever it says."""
+        from homelab_llm.core.errors import Conflict, EndpointNotFound, HomelabError
 
-        if client := self.daemon_if_running():
-            with suppress(Conflict):  # it keeps none
-                client.post("/admin/registry/refresh", {})
+        client = self.daemon_if_running()
+        if client is None:
+            return False
+        try:
+            client.post("/admin/registry/refresh", {})
+        except (Conflict, EndpointNotFound):
+            return False  # it keeps none, or is of an earlier version
+        except HomelabError as error:
+            self.output.warning(f"the daemon did not read the registry again: {error.message}", error.hint)
+            return False
+        return True
 
     def daemon_if_running(self) -> DaemonClient | None:
         """A client for the daemon of this home, or None when none answers; starts nothing."""

@@ -38,25 +38,6 @@ def registry() -> None:
     """Export, import, check and edit the registry: which models are known, and which slot serves which."""
 
 
-def open_registry(invocation: Invocation) -> Registry:
-    """The registry of this home; the database is made, or brought to this version, when it has to be.
-
-    Raises:
-        DatabaseUnavailable: it cannot be opened.
-        SchemaTooNew: a newer version wrote it.
-    """
-    from homelab_llm.data.database import Database
-    from homelab_llm.data.registry import Registry
-    from homelab_llm.data.registry_file import registry_path
-    from homelab_llm.data.upgrade import upgraded
-
-    settings = invocation.settings.data
-    upgraded(invocation.home.root, settings.url)
-    database = Database.open(settings.url, invocation.home.database)
-    path = registry_path(settings.registry_file, invocation.home, invocation.environ)
-    return Registry(database, path, publish=lambda event: invocation.output.warning(event.text))
-
-
 def take(
     invocation: Invocation,
     kept: Registry,
@@ -81,28 +62,10 @@ def take(
 
     after = watched(kept.read()) if dry_run else kept.change(watched, taken=content)
     was, now = Document.of(seen[0]), Document.of(after)
-    if not dry_run and after.revision != seen[0].revision:
-        told = tell_daemon(invocation)
-        if told and {**was.ports, **now.ports} != was.ports:
-            invocation.output.note("the slots follow with: mlxctl reconcile --apply")
+    moved = any(was.ports.get(slug) != now.ports.get(slug) for slug in {*was.ports, *now.ports})
+    if not dry_run and after.revision != seen[0].revision and invocation.registry_changed() and moved:
+        invocation.output.note("the slots follow with: mlxctl reconcile --apply")
     return {"changes": differences(was, now), "revision": after.revision, "dry_run": dry_run}
-
-
-def tell_daemon(invocation: Invocation) -> bool:
-    """Have a running daemon read the registry again; whether it did. The change is kept whatever it says."""
-    from homelab_llm.core.errors import EndpointNotFound, HomelabError
-
-    client = invocation.daemon_if_running()
-    if client is None:
-        return False
-    try:
-        client.post("/admin/registry/refresh", {})
-    except EndpointNotFound:
-        return False  # a daemon of an earlier version knows no registry
-    except HomelabError as error:
-        invocation.output.warning(f"the daemon did not read the registry again: {error.message}", error.hint)
-        return False
-    return True
 
 
 def say_changes(invocation: Invocation, data: dict[str, Any]) -> None:
@@ -144,15 +107,15 @@ def export(invocation: Invocation, path: str) -> None:
     from homelab_llm.core.atomic import write_atomic
     from homelab_llm.core.registry.document import Document, write_document
 
-    kept = open_registry(invocation)
-    document = Document.of(kept.read())
+    with invocation.registry() as kept:
+        document = Document.of(kept.read())
+        if not path:
+            kept.export()
     if path == "-":
         invocation.output.raw(write_document(document).decode())
         return
     if path:
         write_atomic(Path(path).absolute(), write_document(document))
-    else:
-        kept.export()
     where = str(Path(path).absolute() if path else kept.path)
     text = f"wrote {_count(len(document.entries))} to {where}"
     invocation.output.result({"path": where, **_counts(document)}, text)
@@ -174,14 +137,12 @@ def import_(invocation: Invocation, file: str, replace: bool, dry_run: bool) -> 
     content = read_file(file)
     document = read_document(content, invocation.settings.slots.table())
     take_in = replace_all if replace else merge
-    data = take(
-        invocation,
-        open_registry(invocation),
-        lambda state: take_in(state, document, time.time()),
-        content=content,
-        dry_run=dry_run,
-    )
-    say_changes(invocation, data)
+
+    def move(state: RegistryState) -> RegistryState:
+        return take_in(state, document, time.time())
+
+    with invocation.registry() as kept:
+        say_changes(invocation, take(invocation, kept, move, content=content, dry_run=dry_run))
 
 
 @verb("validate")
@@ -216,7 +177,8 @@ def set_(invocation: Invocation, model: str, fields: tuple[str, ...]) -> None:
         document = document_of({entry.slug: _with(held, fields)}, slots)
         return merge(state, document, time.time())
 
-    say_changes(invocation, take(invocation, open_registry(invocation), move))
+    with invocation.registry() as kept:
+        say_changes(invocation, take(invocation, kept, move))
 
 
 def _with(held: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

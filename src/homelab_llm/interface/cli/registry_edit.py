@@ -15,7 +15,7 @@ import click
 
 from homelab_llm.core.errors import Cancelled, Conflict, HomelabError, NotFound
 from homelab_llm.interface.cli.invocation import Invocation, verb
-from homelab_llm.interface.cli.registry import open_registry, say_changes, take
+from homelab_llm.interface.cli.registry import say_changes, take
 
 if TYPE_CHECKING:
     from homelab_llm.core.registry.document import Document
@@ -32,14 +32,15 @@ def edit(invocation: Invocation, model: str) -> None:
     """
     from homelab_llm.core.registry.document import write_document
 
-    kept = open_registry(invocation)
-    slug = kept.read().find(model).slug if model else ""
-    shown = part_of(kept.read(), slug)
-    handle, name = tempfile.mkstemp(prefix="registry-", suffix=".json", dir=invocation.home.ensure().run)
-    path = Path(name)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(write_document(shown))
-    data = _edited(invocation, path, lambda content: _take(invocation, kept, shown, slug, content))
+    with invocation.registry() as kept:
+        state = kept.read()
+        slug = state.find(model).slug if model else ""
+        shown = part_of(state, slug)
+        handle, name = tempfile.mkstemp(prefix="registry-", suffix=".json", dir=invocation.home.run)
+        path = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(write_document(shown))
+        data = _edited(invocation, path, lambda content: _take(invocation, kept, shown, slug, content))
     path.unlink()
     say_changes(invocation, data)
 
