@@ -22,6 +22,7 @@ from homelab_llm.data.retention import Retention
 from homelab_llm.gateway.app import App, Parts
 from homelab_llm.inference.engines.base import Engine, EngineOptions
 from homelab_llm.inference.engines.table import ENGINES
+from homelab_llm.inference.fleet.awake import Awake
 from homelab_llm.inference.fleet.budget import measure_budget
 from homelab_llm.inference.fleet.planner import Planner
 from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits
@@ -66,6 +67,7 @@ class Node:
         self.database = Database.open(settings.data.url, home.database)
         self.keys = KeyRing(self.database)
         self.recorder = self._recorder()
+        self._awake = Awake()
         self._engines = ENGINES if engines is None else engines
         self.fleet = self._fleet(self._engines)
         self.app = App(
@@ -178,6 +180,7 @@ class Node:
                 quarantine_after=settings.quarantine_after,
             ),
             clock=self._clock,
+            busy=self._awake.busy,
         )
 
     def _supervise(self, report: Callable[[Event], None]) -> Supervisor:

@@ -182,6 +182,23 @@ async def test_a_loaded_model_with_a_free_slot_is_granted_without_waiting(rig: R
     assert rig.plans == 1
 
 
+async def test_it_tells_when_requests_run_or_wait_and_when_none_does() -> None:
+    told: list[bool] = []
+    rig = Rig(busy=told.append)
+    first = await rig.fleet.acquire(model(), "r1")
+    second = await rig.fleet.acquire(model(), "r2")
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await asyncio.sleep(0)
+    first.release()
+    (await waiting).release()
+    assert told == [True]
+    second.release()
+    assert told == [True, False]
+    (await rig.fleet.acquire(model(), "r4")).release()
+    assert told == [True, False, True, False]
+    await rig.fleet.close()
+
+
 async def test_releasing_twice_gives_back_one_slot_only(rig: Rig) -> None:
     first = await rig.fleet.acquire(model(), "r1")
     second = await rig.fleet.acquire(model(), "r2")

@@ -240,6 +240,22 @@ async def test_what_was_released_lives_on_and_can_be_taken_back(home: Home, benc
     assert bench.supervisor.info("ccccc") is not None
 
 
+async def test_a_daemon_whose_successor_died_takes_its_workers_back(home: Home, bench: Bench, tmp_path: Path) -> None:
+    bench.supervisor = Supervisor(home, bench.events, load_timeout_s=20, drain_s=5, orphan_grace_s=0.0)
+    infos = {worker_id: await bench.ready(worker_id) for worker_id in ("aaaaa", "bbbbb")}
+    successor, told = await an_adopter(tmp_path / "m.gguf")
+    assert set(told["pids"]) == set(infos)
+    await answers(bench, "aaaaa")  # both watch; the old one may still be answering
+    bench.supervisor.reclaim()
+    await killed(successor)
+    for worker_id, info in infos.items():
+        await answers(bench, worker_id)
+        assert bench.supervisor.info(worker_id) is not None
+        assert processes.look(info.pid) is not None
+    await bench.supervisor.close()
+    await dead(*[info.pid for info in infos.values()])
+
+
 async def test_a_released_supervisor_can_be_closed_and_ends_nobody(home: Home, bench: Bench) -> None:
     info = await bench.ready()
     await bench.supervisor.release()

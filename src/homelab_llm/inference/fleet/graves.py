@@ -66,7 +66,9 @@ async def sweep(home: Home, keep: Collection[str]) -> Swept:
     names = [entry.name for entry in home.runtime.iterdir()]
     records = read_records(home)
     found = ({match[1] for name in names if (match := _NAME.fullmatch(name))} | set(records)) - set(keep)
-    fates = {worker_id: await _end(home, worker_id, records.get(worker_id)) for worker_id in sorted(found)}
+    names = sorted(found)
+    ends = await asyncio.gather(*(_end(home, worker_id, records.get(worker_id)) for worker_id in names))
+    fates = dict(zip(names, ends, strict=True))
     for worker_id, fate in fates.items():
         if fate != "unproven":
             WorkerFiles.of(home, worker_id).remove()

@@ -77,6 +77,7 @@ class FleetLoop:
         publish: gets what happens, for people and records; must not block or raise.
         known_bytes: the measured footprint of a demand key from an earlier life, 0 = never measured.
         learned: gets the demand key, the model's digest and the bytes whenever a footprint was measured.
+        busy: told True when a request runs or waits and none did, False when that is over; must not block or raise.
     """
 
     def __init__(
@@ -92,9 +93,12 @@ class FleetLoop:
         publish: Callable[[events.Event], None] | None = None,
         known_bytes: Callable[[str], int] | None = None,
         learned: Callable[[str, str, int], None] | None = None,
+        busy: Callable[[bool], None] | None = None,
     ) -> None:
         self._plans = Plans(plan, known_bytes)
         self._publish = publish
+        self._tell_busy = busy
+        self._idle = True
         self._clock = clock or SystemClock()
         self._scheduler = Scheduler(budget_bytes, self._new_id, limits)
         self._running: dict[str, Running] = {}
@@ -325,6 +329,9 @@ class FleetLoop:
         finally:
             self._applying = False
         self._arm()
+        if self._tell_busy is not None and self._scheduler.idle != self._idle:
+            self._idle = not self._idle
+            self._tell_busy(not self._idle)
 
     def tick(self) -> None:
         """Time may have passed; the loop calls this itself when its clock is the system's."""

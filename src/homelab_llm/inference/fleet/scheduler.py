@@ -145,6 +145,11 @@ class Scheduler:
         return self._book.reserved_bytes
 
     @property
+    def idle(self) -> bool:
+        """Whether no request runs or waits."""
+        return not (self._book.running or self._book.waiting)
+
+    @property
     def waiting(self) -> int:
         """Requests that wait, over all models."""
         return len(self._book.waiting)
