@@ -69,6 +69,7 @@ class Board:
         self.proven: dict[int, str] = {}
         self._locks = {slot.port: asyncio.Lock() for slot in table.slots}
         self._terms: dict[str, Terms] = {}
+        self._terms_of: object = None
 
     # --- the registry ---------------------------------------------------------------------------------------
 
@@ -159,6 +160,10 @@ class Board:
 
     def _set_terms(self) -> None:
         """Tell the fleet what changed about pins and lifetimes; two names of one model share the kinder terms."""
+        seen = self.router.stamp()
+        if seen == self._terms_of:
+            return
+        self._terms_of = seen
         wanted: dict[str, Terms] = dict.fromkeys(self._terms, Terms())
         plain = Terms()
         for entry in self.snapshot.state.entries.values():

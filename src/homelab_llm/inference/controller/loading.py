@@ -96,7 +96,7 @@ async def unload(board: Board, slot: Slot) -> dict[str, Any]:
             await board.change(partial(clear, port=slot.port, now_s=board.clock.unix_s()))
             board.proven.pop(slot.port, None)
             ours = pointer.model if pointer.slug else None
-            ended = await retire(board, None, slot, ours) if ours is not None else False
+            ended = await retire(board, None, ours) if ours is not None else False
         if known.desired or known.foreign or ended:
             name = ours.name if ours else known.foreign or known.desired
             board.tell("unassigned", f"{slot.alias} serves nothing", slot=slot, model=name)

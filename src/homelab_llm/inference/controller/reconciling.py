@@ -96,7 +96,7 @@ async def _leave(board: Board, work: Work, slot: Slot) -> str:
         board.pointers.put(Pointer(slot))
         await board.change(partial(clear, port=slot.port, now_s=board.clock.unix_s()))
         if pointer.model is not None:
-            await retire(board, work, slot, pointer.model)
+            await retire(board, work, pointer.model)
     return "unloaded"
 
 

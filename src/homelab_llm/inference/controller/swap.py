@@ -72,7 +72,7 @@ async def bring(board: Board, work: Work, turn: Turn, change: Change) -> None:
     turn.final.set()
     failpoint("controller.after_serve")
     if beside and old is not None:
-        await retire(board, work, change.slot, old)
+        await retire(board, work, old)
 
 
 async def _warm(board: Board, work: Work, change: Change) -> None:
@@ -92,7 +92,7 @@ async def _cold(board: Board, work: Work, change: Change, old: StoredModel) -> N
     work.safe = False
     failpoint("controller.before_flip")
     board.flip(change.slot, change.entry, change.model)
-    await retire(board, work, change.slot, old)
+    await retire(board, work, old)
     await _load(board, work, change)
 
 
@@ -119,7 +119,7 @@ def _served(state: RegistryState, *, change: Change, now_s: float) -> RegistrySt
     return serve(assign(state, port, slug, now_s, force=change.force), port, slug, now_s)
 
 
-async def retire(board: Board, work: Work | None, slot: Slot, old: StoredModel) -> bool:
+async def retire(board: Board, work: Work | None, old: StoredModel) -> bool:
     """End a model that its slot does not serve any more, after all requests that came for it.
 
     Returns:
@@ -137,7 +137,6 @@ async def retire(board: Board, work: Work | None, slot: Slot, old: StoredModel) 
     failpoint("controller.before_unload")
     ended = await board.fleet.unload(old)
     failpoint("controller.after_unload")
-    board.tell("retired", f"{old.name} left {slot.alias}", slot=slot, model=old.name, level="debug")
     return ended
 
 
