@@ -9,7 +9,8 @@ import math
 
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.vocabulary import Demand, Grant, Submit
-from homelab_llm.testing.histories import History, Report, World
+from homelab_llm.testing.histories import History, World
+from homelab_llm.testing.witness import Report
 
 
 def run_contest(seed: int) -> Report:
@@ -26,7 +27,7 @@ class Contest(History):
         self.clients = self.random.randint(2, 4) * len(self.world.models)
         for n in range(self.clients):
             model = self.world.models[n % len(self.world.models)]
-            self.at(0.1 * n, lambda model=model: self.ask(model))  # type: ignore[misc]
+            self.at(0.1 * n, lambda model=model: self.wish(model))  # type: ignore[misc]
 
     def make_world(self) -> World:
         chance = self.random
@@ -37,25 +38,23 @@ class Contest(History):
             queue_limit=100,
             max_wait_s=math.inf,
             turn_s=chance.choice((1.0, 5.0)),
+            min_stay_s=chance.choice((0.0, 2.0)),
+            max_running=chance.choice((0, 0, 2, 4)),
+            reserved_slots=chance.choice((0, 1, 2)),
             aging_s=0.5,
-            reserved_slots=0,
         )
         return World(models, 16, limits, True, chance.choice((0.1, 2.0)), chance.choice((0.3, 1.0)), 0.2)
 
-    def ask(self, model: Demand) -> None:
+    def wish(self, model: Demand) -> None:
         if self.now_s > self.until_s:
             return
-        self.report.requests += 1
-        event = Submit(f"r{self.report.requests}", model, priority=self.random.choice((0, 0, 0, 10)))
-        self.waiting[event.request_id] = (event, self.now_s)
-        self.per_model[model.key] += 1
-        self.feed(event)
+        self.ask(Submit("", model, priority=self.random.choice((0, 0, 0, 10))))
 
     def grant(self, effect: Grant) -> None:
-        request, _ = self.waiting[effect.request_id]
+        request, _ = self.seen.waiting[effect.request_id]
         super().grant(effect)
         # Asked again a moment before the answer ends: its model is never idle by itself.
-        self.at(self.now_s + 0.4 * self.world.service_s, lambda: self.ask(request.demand))
+        self.at(self.now_s + 0.4 * self.world.service_s, lambda: self.wish(request.demand))
 
     def most_waiting(self) -> int:
         return 2 * self.clients

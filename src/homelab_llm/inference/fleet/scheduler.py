@@ -326,9 +326,11 @@ class Scheduler:
     def _hand_over(self, _: HandOver) -> None:
         book = self._book
         book.frozen = True
-        for waiting in list(book.waiting.values()):
-            book.withdraw(waiting)
-            book.out.append(Refuse(waiting.request.request_id, refusals.handed_over()))
+        book.out.extend(Refuse(request_id, refusals.handed_over()) for request_id in book.waiting)
+        book.waiting.clear()
+        empty = [queue for queue in book.queues.values() if queue.take_all()]
+        for queue in empty:
+            book.appetite(queue)
         book.wake_s = math.inf
 
     def _resume(self, _: Resume) -> None:
