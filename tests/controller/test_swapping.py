@@ -2,57 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from homelab_llm.core.errors import HomelabError
-from homelab_llm.core.paths import Home
 from homelab_llm.inference.engines.base import Footprint
-from homelab_llm.testing.controller import FIRST, MB, Rig, last
-from homelab_llm.testing.events import eventually
+from homelab_llm.testing.controller import CLIENTS, FIRST, MB, Clients, Rig, last
 
 FULL = os.environ.get("HOMELAB_SIZE") == "full"
-CLIENTS = 16
 SWAPS = 100 if FULL else 6
-
-
-class Clients:
-    """Clients that ask an alias without a pause; every wait is kept."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.answers: list[tuple[str, float, float]] = []  # model, when, seconds
-        self.failures: list[BaseException] = []
-        self._stop = False
-
-    async def __aenter__(self) -> Clients:
-        self._tasks = [asyncio.create_task(self._live()) for _ in range(CLIENTS)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._stop = True
-        await asyncio.gather(*self._tasks)
-
-    async def _live(self) -> None:
-        while not self._stop:
-            started_s = time.monotonic()
-            try:
-                model = await self.rig.ask(text="fake: tokens=4 rate=200")
-            except (HomelabError, OSError, RuntimeError, asyncio.IncompleteReadError) as error:
-                self.failures.append(error)
-                await asyncio.sleep(0)
-            else:
-                self.answers.append((model, time.monotonic(), time.monotonic() - started_s))
-
-    async def more(self, count: int) -> None:
-        """Wait for that many further answers."""
-        wanted = len(self.answers) + count
-        await eventually(lambda: self.failures or len(self.answers) >= wanted, 60)
 
 
 @pytest.mark.parametrize("rig", [{"room": 2}, {"room": 1}], indirect=True, ids=["both fit", "one fits"])
@@ -134,28 +93,3 @@ async def test_a_model_pulled_again_is_drift_until_it_is_loaded_again(rig: Rig) 
     assert rig.controller.route("jerry-xl").model.digest == newer.digest
     assert (await rig.row())["drift"] == ""
     assert len(rig.fleet.status()["workers"]) == 1
-
-
-@pytest.mark.skipif(not FULL, reason="a figure; runs with HOMELAB_SIZE=full")
-@pytest.mark.requirement("B-4")
-async def test_the_flip_between_two_loaded_models_is_quick(
-    home: Home, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    rig = Rig(home, tmp_path)
-    await rig.start()
-    try:
-        names = [rig.model(name).name for name in ("one", "two")]
-        await rig.load(names[0], FIRST)
-        flips_s: list[float] = []
-        for number in range(20):
-            wanted = names[1 - number % 2]
-            async for step in rig.controller.swap("jerry-xl", wanted):
-                if step["stage"] == "loaded":
-                    started_s = time.monotonic()
-                    while await rig.ask() != wanted:
-                        pass
-                    flips_s.append(time.monotonic() - started_s)
-        record_property("flip_s", sorted(flips_s))
-        assert max(flips_s) <= 0.2
-    finally:
-        await rig.stop()

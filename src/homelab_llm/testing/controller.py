@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from homelab_llm.core.errors import Cancelled, EngineError, InsufficientMemory
+from homelab_llm.core.errors import Cancelled, EngineError, HomelabError, InsufficientMemory
 from homelab_llm.core.events import Event
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.paths import Home
@@ -24,7 +25,7 @@ from homelab_llm.inference.fleet.supervisor import Supervisor
 from homelab_llm.inference.fleet.vocabulary import Demand
 from homelab_llm.inference.fleet.vocabulary import Event as FleetEvent
 from homelab_llm.testing.engines import FakeEngine
-from homelab_llm.testing.events import Recorded
+from homelab_llm.testing.events import Recorded, eventually
 from homelab_llm.testing.models import stored_fake_model, write_fake_model
 from homelab_llm.testing.registry import MemoryRegistry, MemoryShelf, OwnPorts
 
@@ -33,6 +34,7 @@ FOOTPRINT = Footprint(weights_bytes=1 * MB, kv_bytes=800 * MB, overhead_bytes=99
 FIRST = 18100
 """The first of ten slots; nothing listens there in these tests."""
 
+CLIENTS = 16
 _TURNS = 8
 _numbers = count(1)
 
@@ -159,6 +161,40 @@ class Rig:
     def loaded(self) -> set[str]:
         """Names of the models with a ready worker."""
         return {worker["model"] for worker in self.fleet.status()["workers"] if worker["state"] == "ready"}
+
+
+class Clients:
+    """Sixteen clients that ask an alias without a pause. ``answers``: the model, when it came, and after how long."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.answers: list[tuple[str, float, float]] = []
+        self.failures: list[BaseException] = []
+        self._stop = False
+
+    async def __aenter__(self) -> Clients:
+        self._tasks = [asyncio.create_task(self._live()) for _ in range(CLIENTS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _live(self) -> None:
+        while not self._stop:
+            started_s = time.monotonic()
+            try:
+                model = await self.rig.ask(text="fake: tokens=4 rate=200")
+            except (HomelabError, OSError, RuntimeError, asyncio.IncompleteReadError) as error:
+                self.failures.append(error)
+                await asyncio.sleep(0)
+            else:
+                self.answers.append((model, time.monotonic(), time.monotonic() - started_s))
+
+    async def more(self, count: int) -> None:
+        """Wait for that many further answers."""
+        wanted = len(self.answers) + count
+        await eventually(lambda: self.failures or len(self.answers) >= wanted, 60)
 
 
 async def last(steps: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
