@@ -52,14 +52,14 @@ def test_every_layer_has_its_readme_and_constraints() -> None:
 
 @pytest.mark.requirement("R-U6")
 def test_every_verb_and_setting_the_pages_name_exists() -> None:
-    known_verbs = set(re.findall(r"^#+ `?mlxctl ([a-z]+)", _script("reference").pages()["cli.md"], re.MULTILINE))
+    known_verbs = set(re.findall(r"^#+ `?mlxctl ([a-z][a-z-]*)", _script("reference").pages()["cli.md"], re.MULTILINE))
     settings = _script("reference").pages()["settings.md"]
     assert "run" in known_verbs
     for page in PAGES:
         text = page.read_text("utf-8")
-        named = set(re.findall(r"(?:^|`|/)mlxctl ([a-z]+)", text, re.MULTILINE))
+        named = set(re.findall(r"(?:^|`|/)mlxctl ([a-z][a-z-]*)", text, re.MULTILINE))
         assert named <= known_verbs, page
-        for section, key in re.findall(r"`(server|fleet|engine|store|log)\.((?!py`)[a-z_]+)`", text):
+        for section, key in re.findall(r"`(server|slots|fleet|engine|store|data|remote|log)\.((?!py`)[a-z_]+)`", text):
             assert f"| `{key}` |" in settings.split(f"## {section}\n", 1)[1].split("\n## ")[0], (page, section, key)
 
 
