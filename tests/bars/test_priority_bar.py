@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,7 +31,13 @@ def _p95(values: list[float]) -> float:
 
 
 def _body(model: str, prompt: str, tokens: int) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": tokens}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "stream": True,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+    }
 
 
 async def _first_token_s(client: httpx2.AsyncClient, body: dict[str, Any]) -> float:
@@ -39,7 +46,7 @@ async def _first_token_s(client: httpx2.AsyncClient, body: dict[str, Any]) -> fl
         assert reply.status_code == 200, await reply.aread()
         first = 0.0
         async for line in reply.aiter_lines():
-            if not first and '"content":"' in line.replace(": ", ":") and '"content":""' not in line.replace(": ", ":"):
+            if not first and line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                 first = time.perf_counter() - started
     assert first
     return first
