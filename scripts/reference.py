@@ -5,11 +5,20 @@ Usage: reference.py
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy import inspect
 
 from homelab_llm.core.errors import error_classes
 from homelab_llm.core.settings import Section, Settings
 from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.data.address import Address
+from homelab_llm.data.database import Database
+from homelab_llm.data.migrate import migrate
+from homelab_llm.data.schema_page import render as render_schema
+from homelab_llm.data.views import VIEWS
 from homelab_llm.gateway.errors import status_of
 from homelab_llm.gateway.routes import ROUTES
 from homelab_llm.interface.cli.exit_codes import exit_code_of
@@ -82,6 +91,16 @@ def endpoints_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def schema_page() -> str:
+    """Tables and views, as a database tells them that the migrations have just made."""
+    with TemporaryDirectory() as folder:
+        address = Address("sqlite", path=Path(folder) / "system.db")
+        migrate(address, Path(folder))
+        with closing(Database(address)) as database, database.read() as connection:
+            found = inspect(connection)
+            return render_schema({view: [column["name"] for column in found.get_columns(view)] for view in VIEWS})
+
+
 def pages() -> dict[str, str]:
     """File name → content of every generated page."""
     return {
@@ -89,14 +108,16 @@ def pages() -> dict[str, str]:
         "errors.md": errors_page(),
         "endpoints.md": endpoints_page(),
         "cli.md": NOTE + render_cli(),
+        "../foundation/system-docs-db-schema.md": NOTE + "\n" + schema_page(),
     }
 
 
 def main() -> None:
     """Write the pages."""
     for name, content in pages().items():
-        (FOLDER / name).write_text(content, "utf-8")
-        print(f"wrote docs/reference/{name}")
+        path = (FOLDER / name).resolve()
+        path.write_text(content, "utf-8")
+        print(f"wrote {path.relative_to(FOLDER.parent.parent)}")
 
 
 if __name__ == "__main__":

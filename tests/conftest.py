@@ -18,6 +18,7 @@ from homelab_llm.core.locks import locked
 from homelab_llm.core.paths import Home
 from homelab_llm.data.database import Database
 from homelab_llm.data.migrate import migrate
+from homelab_llm.testing.database import ready_database
 from homelab_llm.testing.postgres import Postgres, running_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +70,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def database(database_url: str, tmp_path: Path) -> Iterator[Database]:
     """A system database of the newest schema, empty, once for each dialect."""
     opened = Database.open(database_url, tmp_path / "system.db")
-    migrate(opened.address, tmp_path / "backups")
+    if opened.dialect == "sqlite":
+        ready_database(opened.address.path)
+    else:
+        migrate(opened.address, tmp_path / "backups")
     yield opened
     opened.close()
 

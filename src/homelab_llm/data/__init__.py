@@ -1,1 +1,1 @@
-"""Data: what is recorded."""
+"""Data: the system database, and what is recorded in it."""

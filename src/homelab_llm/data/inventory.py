@@ -1,7 +1,6 @@
-"""Inventory: what this node consists of, for people and monitors: its host, services, endpoints, slots and models.
+"""Inventory: what this node consists of, for people and monitors: its host, services, endpoints and models.
 
-Nothing here decides anything: the store knows the models, the settings the slots. Everything blocks; the daemon calls
-it in a thread.
+Nothing here decides anything: the store knows the models. Everything blocks; the daemon calls it in a thread.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from sqlalchemy import Connection, Table, func, select
 
 from homelab_llm import __version__
 from homelab_llm.core.facts import StoredModel
-from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.data.database import Database
-from homelab_llm.data.tables import endpoints, footprints, hosts, model_files, models, services, slots
+from homelab_llm.data.tables import endpoints, footprints, hosts, model_files, models, services
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +58,6 @@ class Inventory:
             )
             for service in present:
                 _sync_service(connection, service, self._host_id, now_s)
-
-    def sync_slots(self, table: SlotTable) -> None:
-        """The node has these slots."""
-        with self._database.write() as connection:
-            connection.execute(slots.delete())
-            if table.slots:
-                connection.execute(slots.insert(), [{"port": slot.port, "alias": slot.alias} for slot in table.slots])
 
     def sync_models(
         self, present: Iterable[StoredModel], estimate_bytes: Callable[[StoredModel], int] = lambda _: 0

@@ -138,10 +138,10 @@ class KeyRing:
         self._look_again()
         if len(token) > _MAX_TOKEN or not token.isascii():
             return None
-        digest = _hash(token)
+        digest = _hash(token).encode()
         found: KeyGrant | None = None
         for key in self._keys:
-            if hmac.compare_digest(key.sha256, digest):
+            if hmac.compare_digest(key.sha256.encode(), digest):
                 found = KeyGrant(key.name, frozenset(key.scopes), key.priority)
         return found
 

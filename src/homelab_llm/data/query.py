@@ -36,6 +36,8 @@ def ask(address: Address, sql: str, *, limit: int) -> Answer:
     statement = sql.strip().rstrip(";").strip()
     if not statement:
         raise InvalidInput("an empty query", hint="mlxctl db query 'SELECT * FROM v_service_health'", field="sql")
+    if any(mark == "\x00" or "\ud800" <= mark <= "\udfff" for mark in statement):
+        raise _refused("it holds characters that are no text")
     run = _ask_sqlite if address.dialect == "sqlite" else _ask_postgresql
     columns, rows = run(address, statement, limit + 1)
     return Answer(columns, tuple(rows[:limit]), len(rows) > limit)
@@ -91,7 +93,7 @@ def _ask_postgresql(address: Address, statement: str, limit: int) -> _Rows:
             cursor.execute(b"FETCH %d FROM asked" % limit)
             columns = tuple(column.name for column in cursor.description or ())
             return columns, cursor.fetchall()
-        except (psycopg.Error, UnicodeEncodeError) as error:
+        except psycopg.Error as error:
             raise _refused(str(error).splitlines()[0]) from error
 
 
