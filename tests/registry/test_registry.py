@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from homelab_llm.core import failpoints
 from homelab_llm.core.errors import HomelabError, SlotInUse
 from homelab_llm.core.events import Event
 from homelab_llm.core.paths import Home
@@ -289,6 +290,50 @@ def test_a_folder_that_cannot_be_written_costs_the_export_only(
     with pytest.raises(OSError):
         registry.export()
     assert "cannot be read" in registry.file_drift()
+
+
+@pytest.fixture
+def armed() -> Iterator[Callable[[str], None]]:
+    """Makes this process fail at a place; nowhere any more when the test ends."""
+    yield failpoints.arm
+    failpoints.arm("")
+
+
+@pytest.mark.requirement("R-S2")
+def test_a_full_disk_costs_the_export_only_and_the_next_change_makes_it_good(
+    registry: Registry, file: Path, told: list[Event], armed: Callable[[str], None]
+) -> None:
+    old = registry.change(registered("a"))
+    armed("atomic.before_rename=enospc")
+    registry.change(registered("b"))
+    assert exported(file) == Document.of(old)
+    assert "could not be written" in told[0].text
+    assert registry.file_drift() == ""
+    state = registry.change(registered("c"))
+    assert exported(file) == Document.of(state)
+    assert sorted(state.entries) == ["a", "b", "c"]
+    assert len(told) == 1
+
+
+@pytest.mark.requirement("R-S2")
+def test_a_failure_before_the_commit_changes_nothing(registry: Registry, armed: Callable[[str], None]) -> None:
+    armed("registry.before_commit=raise")
+    with pytest.raises(OSError, match="before_commit"):
+        registry.change(registered("a"))
+    assert registry.read() == RegistryState()
+
+
+def test_a_second_place_is_known_apart_from_the_first(
+    registry: Registry, database: Database, file: Path, tmp_path: Path, told: list[Event]
+) -> None:
+    other = Registry(database, tmp_path / "other" / "registry.json", publish=told.append)
+    for number in range(3):
+        registry.change(registered(f"a{number}"))
+        other.change(registered(f"b{number}"))
+        assert (registry.file_drift(), other.file_drift()) == ("", "")
+    registry.heal()
+    assert file.read_bytes() == (tmp_path / "other" / "registry.json").read_bytes()
+    assert told == []
 
 
 def test_what_is_no_plain_file_is_neither_read_nor_replaced(registry: Registry, file: Path, told: list[Event]) -> None:

@@ -21,11 +21,13 @@ from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.data.database import Database
 from homelab_llm.data.registry_file import RegistryFile, next_step, sha256
 from homelab_llm.data.registry_rows import (
-    Meta,
-    read_meta,
+    Exported,
+    read_exported,
+    read_revision,
     read_state,
     write_changes,
-    write_meta,
+    write_exported,
+    write_revision,
     write_slots,
 )
 
@@ -62,11 +64,13 @@ class Registry:
 
     def read(self) -> RegistryState:
         """The state as it is now."""
-        return self._meta_and_state()[1]
+        with self._database.read() as connection:
+            return read_state(connection)
 
     def revision(self) -> int:
         """That of the state as it is now; one row is read."""
-        return self._meta().revision
+        with self._database.read() as connection:
+            return read_revision(connection)
 
     def change(self, move: Move, *, taken: bytes = b"") -> RegistryState:
         """Run a move in one transaction, keep what it returns and export it. What raises changes nothing.
@@ -78,14 +82,13 @@ class Registry:
             taken: a document that the move takes in; where the exported file is just that, it is replaced.
         """
         with self._database.write() as connection:
-            meta = read_meta(connection)
-            before = read_state(connection, meta.revision)
+            before = read_state(connection)
             after = replace(move(before), revision=before.revision)
             if after == before:
                 return before
-            after = replace(after, revision=meta.revision + 1)
+            after = replace(after, revision=before.revision + 1)
             write_changes(connection, before, after)
-            write_meta(connection, replace(meta, revision=after.revision))
+            write_revision(connection, after.revision)
             failpoint("registry.before_commit")
         failpoint("registry.after_commit")
         self._try_to_export(sha256(taken) if taken else "")
@@ -98,7 +101,8 @@ class Registry:
             OSError: it cannot be written.
             StoreBusy: another process held its lock for 30 s.
         """
-        self._export(asked=True)
+        if self._file is not None:
+            self._export(self._file, asked=True)
 
     def heal(self, slots: SlotTable | None = None) -> None:
         """Mend what a killed process left: an export that was lost. Called when the daemon starts.
@@ -116,80 +120,69 @@ class Registry:
         if self._file is None:
             return ""
         for _ in range(_LOOKS):  # a process may be exporting just now: look again until nothing moved meanwhile
-            meta, state = self._meta_and_state()
-            content = self._readable()
-            if self._meta() == meta:
-                break
-        else:
-            return ""
-        if isinstance(content, str):
-            return content
-        if content is None or sha256(content) in (meta.exported, meta.before):
-            return ""
-        return self._edited(state, content)
+            with self._database.read() as connection:
+                exported = read_exported(connection, self._file.place)
+            try:
+                content = self._file.read()
+            except OSError as error:
+                return f"{self._file.path} cannot be read: {error.strerror or error}"
+            if content is None or sha256(content) in (exported.new, exported.before):
+                return ""
+            again, state = self._exported_and_state(self._file.place)
+            if again == exported:
+                return _edited(self._file.path, state, content)
+        return ""
 
-    def _meta(self) -> Meta:
+    def _exported_and_state(self, place: str) -> tuple[Exported, RegistryState]:
+        """Both as of one moment."""
         with self._database.read() as connection:
-            return read_meta(connection)
-
-    def _meta_and_state(self) -> tuple[Meta, RegistryState]:
-        with self._database.read() as connection:
-            meta = read_meta(connection)
-            return meta, read_state(connection, meta.revision)
-
-    def _readable(self) -> bytes | str | None:
-        assert self._file is not None  # noqa: S101 — the caller looked
-        try:
-            return self._file.read()
-        except OSError as error:
-            return f"{self._file.path} cannot be read: {error.strerror or error}"
-
-    def _edited(self, state: RegistryState, content: bytes) -> str:
-        assert self._file is not None  # noqa: S101 — the caller looked
-        try:
-            said = differences(Document.of(state), read_document(content))
-        except RegistryInvalid as error:
-            return f"{self._file.path} is not ours and cannot be read: {error.message}"
-        return f"{self._file.path} was edited: {'; '.join(said)}" if said else ""
+            return read_exported(connection, place), read_state(connection)
 
     def _try_to_export(self, taken: str = "") -> None:
         """Export; what goes wrong is published, because the change itself is kept."""
-        try:
-            self._export(taken=taken)
-        except (HomelabError, OSError) as error:
-            reason = error.message if isinstance(error, HomelabError) else error.strerror or str(error)
-            where = self._file.path if self._file else ""
-            self._publish(Event("drift", f"{where} could not be written: {reason}; the registry is kept", "warning"))
-
-    def _export(self, *, taken: str = "", asked: bool = False) -> None:
         if self._file is None:
             return
-        with self._file.lock():
-            meta, state = self._meta_and_state()
-            content, there = write_document(Document.of(state)), self._file.read()
+        try:
+            self._export(self._file, taken=taken)
+        except (HomelabError, OSError) as error:
+            reason = error.message if isinstance(error, HomelabError) else error.strerror or str(error)
+            text = f"{self._file.path} could not be written: {reason}; the registry is kept"
+            self._publish(Event("drift", text, "warning"))
+
+    def _export(self, file: RegistryFile, *, taken: str = "", asked: bool = False) -> None:
+        with file.lock():
+            exported, state = self._exported_and_state(file.place)
+            content, there = write_document(Document.of(state)), file.read()
             new, found = sha256(content), sha256(there) if there is not None else ""
-            if meta.revision == 0 and found and not asked:
+            if state.revision == 0 and found and not asked:
                 return  # nothing was ever registered: a file of another origin waits to be imported
-            ours = {meta.exported, meta.before, taken}
-            step = next_step(found=found, ours=ours, exported="" if asked else meta.exported, new=new)
-            if step == "nothing" and (found != new or (meta.exported, meta.before) == (new, "")):
+            ours = {exported.new, exported.before, taken}
+            step = next_step(found=found, ours=ours, exported="" if asked else exported.new, new=new)
+            if step == "nothing" and (found != new or exported == Exported(new)):
                 return
             if step == "set aside and write":
-                self._set_aside(state, there or b"")
+                self._set_aside(file, state, there or b"")
             if step != "nothing":
-                self._note(exported=new, before=found)
+                self._note(file.place, Exported(new, before=found))
                 failpoint("registry.before_export")
-                self._file.write(content)
-            self._note(exported=new, before="")
+                file.write(content)
+            self._note(file.place, Exported(new))
 
-    def _set_aside(self, state: RegistryState, found: bytes) -> None:
-        assert self._file is not None  # noqa: S101 — the caller looked
-        words = self._edited(state, found)
-        if words:
-            aside = self._file.set_aside()
+    def _set_aside(self, file: RegistryFile, state: RegistryState, found: bytes) -> None:
+        if words := _edited(file.path, state, found):
+            aside = file.set_aside()
             text = f"{words}; that was kept as {aside.name}: mlxctl registry import {aside}"
             self._publish(Event("drift", text, "warning"))
 
-    def _note(self, *, exported: str, before: str) -> None:
+    def _note(self, place: str, exported: Exported) -> None:
         with self._database.write() as connection:
-            write_meta(connection, replace(read_meta(connection), exported=exported, before=before))
+            write_exported(connection, place, exported)
+
+
+def _edited(path: Path, state: RegistryState, content: bytes) -> str:
+    """How a file that is not ours differs from the registry, in words; empty when it says the same."""
+    try:
+        said = differences(Document.of(state), read_document(content))
+    except RegistryInvalid as error:
+        return f"{path} is not ours and cannot be read: {error.message}"
+    return f"{path} was edited: {'; '.join(said)}" if said else ""

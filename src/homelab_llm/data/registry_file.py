@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,11 @@ class RegistryFile:
     def path(self) -> Path:
         """Where the file really lies."""
         return Path(os.path.realpath(self._given))
+
+    @property
+    def place(self) -> str:
+        """``HOST:PATH``; several machines may share one database."""
+        return f"{socket.gethostname()}:{self.path}"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, RowMapping, Table, bindparam, select
 from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.registry.state import Assignment, RegistryState
-from homelab_llm.data.tables import assignments, registry_entries, registry_meta, slots
+from homelab_llm.data.tables import assignments, registry_entries, registry_exports, registry_meta, slots
 
 # Entry's fields in their order, each with its column; three are kept as JSON texts.
 _JSON_COLUMNS = {"request_params_json": "request_params", "flags_json": "flags", "extra_json": "extra"}
@@ -22,40 +22,51 @@ _JSON_POSITIONS = tuple(_COLUMNS.index(name) for name in _JSON_COLUMNS)
 _FLAGS = _FIELDS.index("flags")
 _ENTRIES = select(*(registry_entries.c[name] for name in _COLUMNS))
 _ASSIGNMENTS = select(assignments)
-_META = select(registry_meta)
+_REVISION = select(registry_meta.c.revision)
+_EXPORTED = select(registry_exports).where(registry_exports.c.place == bindparam("place"))
 
 
 @dataclass(frozen=True, slots=True)
-class Meta:
-    """How often the registry was changed, and what of it was exported; sha256 in hex, empty for none.
+class Exported:
+    """What was last written to one file; sha256 in hex, empty for nothing.
 
-    While a file is being written ``exported`` is the new content and ``before`` what lay there; ``before`` is empty
-    when that has ended. A process killed in between leaves both, and either may lie there.
+    While it is being written ``new`` is the new content and ``before`` what lay there; ``before`` is empty when that
+    has ended. A process killed in between leaves both, and either may lie there.
     """
 
-    revision: int = 0
-    exported: str = ""
+    new: str = ""
     before: str = ""
 
 
-def read_meta(connection: Connection) -> Meta:
-    """The one row of ``registry_meta``."""
-    row = connection.execute(_META).one_or_none()
-    return Meta(row.revision, row.exported_sha256, row.before_sha256) if row else Meta()
+def read_revision(connection: Connection) -> int:
+    """How often the registry was changed."""
+    return connection.execute(_REVISION).scalar() or 0
 
 
-def write_meta(connection: Connection, meta: Meta) -> None:
-    """Replace the one row of ``registry_meta``."""
-    values = {"revision": meta.revision, "exported_sha256": meta.exported, "before_sha256": meta.before}
-    if not connection.execute(registry_meta.update().values(values)).rowcount:
-        connection.execute(registry_meta.insert().values(id=1, **values))
+def write_revision(connection: Connection, revision: int) -> None:
+    """Note how often the registry was changed."""
+    if not connection.execute(registry_meta.update().values(revision=revision)).rowcount:
+        connection.execute(registry_meta.insert().values(id=1, revision=revision))
 
 
-def read_state(connection: Connection, revision: int) -> RegistryState:
+def read_exported(connection: Connection, place: str) -> Exported:
+    """What was last written to the file ``HOST:PATH``."""
+    row = connection.execute(_EXPORTED, {"place": place}).one_or_none()
+    return Exported(row.exported_sha256, row.before_sha256) if row else Exported()
+
+
+def write_exported(connection: Connection, place: str, exported: Exported) -> None:
+    """Note what was last written to the file ``HOST:PATH``."""
+    values = {"place": place, "exported_sha256": exported.new, "before_sha256": exported.before}
+    connection.execute(registry_exports.delete().where(registry_exports.c.place == place))
+    connection.execute(registry_exports.insert().values(values))
+
+
+def read_state(connection: Connection) -> RegistryState:
     """Everything the registry says."""
     entries = {row[0]: _entry(row) for row in connection.execute(_ENTRIES).all()}
     held = {row.port: _assignment(row._mapping) for row in connection.execute(_ASSIGNMENTS)}
-    return RegistryState(entries, held, revision)
+    return RegistryState(entries, held, read_revision(connection))
 
 
 def write_changes(connection: Connection, before: RegistryState, after: RegistryState) -> None:

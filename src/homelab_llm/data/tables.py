@@ -199,9 +199,16 @@ registry_meta = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, doc="always 1"),
     _integer("revision", "grows by one with each change of the registry"),
-    _text("exported_sha256", "of registry.json as it was last written, empty = never"),
+    info={"doc": "One row: how often the registry was changed."},
+)
+
+registry_exports = Table(
+    "registry_exports",
+    metadata,
+    Column("place", Text, primary_key=True, doc="HOST:PATH of a registry.json"),
+    _text("exported_sha256", "of what was last written there, empty = nothing"),
     _text("before_sha256", "of what lay there while it is written, empty when that has ended"),
-    info={"doc": "One row: how often the registry was changed, and what registry.json was last written."},
+    info={"doc": "Copies of the registry in files; another content was written by somebody else."},
 )
 
 deployments = Table(

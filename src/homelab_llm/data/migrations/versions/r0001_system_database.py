@@ -189,6 +189,12 @@ Table(
     _metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     _integer("revision"),
+)
+
+Table(
+    "registry_exports",
+    _metadata,
+    Column("place", Text, primary_key=True),
     _text("exported_sha256"),
     _text("before_sha256"),
 )
