@@ -75,6 +75,20 @@ async def test_a_model_that_fails_at_boot_stops_no_other(rig: Rig) -> None:
     assert [problem["port"] for problem in problems] == [FIRST, FIRST + 1]
 
 
+async def test_without_its_database_a_daemon_serves_models_by_their_names(rig: Rig) -> None:
+    rig.model("one")
+    assigned(rig, "one")
+    rig.memory.broken = True
+    await rig.controller.start()
+    await rig.controller.boot()
+    assert await rig.ask("one:latest") == "one:latest"
+    assert (await rig.controller.slots())["registry_drift"] == "the registry cannot be read: the database is away"
+    assert "registry_unreadable" in [event.kind for event in rig.events]
+    rig.memory.broken = False
+    await rig.controller.refresh()
+    assert await rig.ask("jerry-xl") == "one:latest"
+
+
 @pytest.mark.requirement("R-F3")
 async def test_another_process_changes_the_registry_and_reconcile_follows(rig: Rig) -> None:
     rig.model("one"), rig.model("two")

@@ -156,6 +156,28 @@ async def test_unload_all_clears_every_port_even_one_that_is_no_slot_any_more(ri
 
 
 @pytest.mark.requirement("R-F3")
+async def test_a_port_that_is_no_slot_any_more_can_be_cleared_by_its_number(rig: Rig) -> None:
+    one = rig.model("one")
+    rig.registry.change(lambda state: serve(register(state, Entry("one", one.name)), 17000, "one", 1.0))
+    await rig.controller.refresh()
+    error = await refused(rig, one.name, FIRST)
+    assert (error.code, error.hint) == ("slot_in_use", "mlxctl unload 17000")
+    assert (await rig.controller.unload("17000"))["cleared"] == "one"
+    assert (await rig.load(one.name, FIRST))["stage"] == "ready"
+
+
+@pytest.mark.requirement("R-F5")
+async def test_a_model_that_shall_not_stay_is_proven_all_the_same_and_leaves_after_a_request(rig: Rig) -> None:
+    one = rig.model("one")
+    rig.registry.change(lambda state: register(state, Entry("one", one.name, keep_alive_s=0.0)))
+    await rig.controller.refresh()
+    await rig.load("one", FIRST)
+    assert await rig.ask() == one.name
+    await eventually(lambda: not rig.loaded(), what="the worker")
+    assert ((await rig.row())["state"], (await rig.row())["drift"]) == ("resting", "")
+
+
+@pytest.mark.requirement("R-F3")
 async def test_a_load_whose_caller_leaves_is_called_off(rig: Rig) -> None:
     slow = rig.model("slow", load="hang")
     steps = rig.controller.load(slow.name, str(FIRST))

@@ -44,6 +44,7 @@ class MemoryRegistry:
         return self._state.revision
 
     def file_drift(self) -> str:
+        self._check()
         return self.edited
 
     def _check(self) -> None:

@@ -6,12 +6,12 @@ import asyncio
 from functools import partial
 from itertools import count
 
-from homelab_llm.core.errors import DatabaseUnavailable, HomelabError
+from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.registry.state import serve
 from homelab_llm.inference.controller.board import Board
 from homelab_llm.inference.controller.drift import Live, drift_of
 from homelab_llm.inference.controller.reconciling import reconcile
-from homelab_llm.inference.controller.status import live_of, lives
+from homelab_llm.inference.controller.status import live_of, lives, registry_drift
 from homelab_llm.inference.controller.work import Work
 
 WATCH_S = 5.0
@@ -53,13 +53,13 @@ class Watch:
         self._told: dict[int, str] = {}
 
     async def run(self) -> None:
-        """Look again and again; ends when it is cancelled. A database that cannot be read is asked again."""
+        """Look again and again; ends when it is cancelled. What fails, the database above all, is tried again."""
         for number in count(1):
             await asyncio.sleep(WATCH_S)
             try:
                 if await self._changed() or number % _DRIFT_EVERY == 0:
                     await self.look()
-            except (DatabaseUnavailable, OSError) as error:
+            except (HomelabError, OSError) as error:
                 self._board.tell("registry_unreadable", str(error), level="warning")
 
     async def _changed(self) -> bool:
@@ -79,7 +79,7 @@ class Watch:
         await recognise(board)
         for live in await lives(board):
             self._tell(live, drift_of(live))
-        self._tell(None, await asyncio.to_thread(board.registry.file_drift))
+        self._tell(None, await registry_drift(board))
 
     def _tell(self, live: Live | None, words: str) -> None:
         port = live.slot.port if live else 0

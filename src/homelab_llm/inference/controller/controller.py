@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from homelab_llm.core.clock import Clock, SystemClock
-from homelab_llm.core.errors import Conflict, UnsupportedRequest
+from homelab_llm.core.errors import Conflict, HomelabError, UnsupportedRequest
 from homelab_llm.core.events import Event
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.registry.slots import SlotTable
@@ -84,8 +84,11 @@ class Controller:
         """Bring up what the registry assigns, and watch from then on. Adopted workers are kept."""
         self._watching = asyncio.create_task(self._watch.run())
         work = Work(lambda work: boot.boot(self._board, work, auto_load=self._auto_load), self._works)
-        async for _ in work.steps():
-            pass
+        try:
+            async for _ in work.steps():
+                pass
+        except HomelabError as error:  # requests are served all the same; the watch goes on trying
+            self._board.tell("boot_failed", error.message, level="error", code=error.code)
 
     async def close(self) -> None:
         """Call off what is under way; models stay as they are."""
@@ -151,7 +154,7 @@ class Controller:
         return Work(lambda work: reconciling.reconcile(self._board, work, apply=apply), self._works).steps()
 
     async def unload(self, slot: str) -> dict[str, Any]:
-        return await self._whole(loading.unload(self._board, self._board.table.find(slot)))
+        return await self._whole(loading.unload(self._board, slot))
 
     async def unload_all(self) -> dict[str, Any]:
         return await self._whole(loading.unload_all(self._board))

@@ -87,8 +87,21 @@ async def place(
     return _result(board, slot, entry, model, changed=True)
 
 
-async def unload(board: Board, slot: Slot) -> dict[str, Any]:
-    """Empty a slot; its model's process is proven ended. The assignment is cleared also when nothing ran."""
+async def unload(board: Board, where: str) -> dict[str, Any]:
+    """Empty a slot, or clear a port that is no slot any more.
+
+    Raises:
+        SlotNotFound: neither is there.
+    """
+    if where not in map(str, _strays(board)):
+        return await _empty(board, board.table.find(where))
+    cleared = board.snapshot.state.assignment(int(where)).desired
+    await board.change(partial(clear, port=int(where), now_s=board.clock.unix_s()))
+    return {"port": int(where), "alias": "", "model": "", "unloaded": False, "cleared": cleared}
+
+
+async def _empty(board: Board, slot: Slot) -> dict[str, Any]:
+    """Its model's process is proven ended when it returns. The assignment is cleared also when nothing ran."""
     async with board.hold(slot.port):
         pointer, known = board.pointers.of(slot), board.snapshot.state.assignment(slot.port)
         async with board.turn(slot, "swapping", ""):
@@ -106,17 +119,22 @@ async def unload(board: Board, slot: Slot) -> dict[str, Any]:
 
 async def unload_all(board: Board) -> dict[str, Any]:
     """Empty every slot, and clear assignments of ports that are no slots any more."""
-    results = await asyncio.gather(*(unload(board, slot) for slot in board.table.slots), return_exceptions=True)
+    results = await asyncio.gather(*(_empty(board, slot) for slot in board.table.slots), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, HomelabError):
             raise result
-    strays = [port for port, a in board.snapshot.state.assignments.items()
-              if port not in board.table.ports and (a.desired or a.actual or a.foreign)]  # fmt: skip
+    strays = _strays(board)
     for port in strays:
         await board.change(partial(clear, port=port, now_s=board.clock.unix_s()))
     failed = [result.as_dict() for result in results if isinstance(result, HomelabError)]
     rows = [row for row in results if isinstance(row, dict) and (row["unloaded"] or row["cleared"] or row["model"])]
     return {"slots": rows, "cleared_ports": strays, "failed": failed}
+
+
+def _strays(board: Board) -> list[int]:
+    """Ports that the registry assigns and that are no slots by the settings."""
+    known = board.snapshot.state.assignments.items()
+    return [port for port, a in known if port not in board.table.ports and (a.desired or a.actual or a.foreign)]
 
 
 async def _check_port(board: Board, slot: Slot, *, force: bool) -> None:

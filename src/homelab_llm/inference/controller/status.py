@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from homelab_llm.core.errors import DatabaseUnavailable
 from homelab_llm.core.registry.slots import Slot
 from homelab_llm.inference.controller.board import Board
 from homelab_llm.inference.controller.drift import Live, Stored, drift_of, state_of
@@ -58,10 +59,18 @@ def _stored(board: Board, pointer: Pointer, desired: str) -> Stored:
 async def status(board: Board) -> dict[str, Any]:
     """``{"slots": [row…], "drift": bool, "registry_drift": words}``."""
     found = await lives(board)
-    words = await asyncio.to_thread(board.registry.file_drift)
+    words = await registry_drift(board)
     rows = [_row(board, live) for live in found]
     drifts = bool(words) or any(row["drift"] for row in rows)
     return {"slots": rows, "drift": drifts, "registry_drift": words, "revision": board.snapshot.state.revision}
+
+
+async def registry_drift(board: Board) -> str:
+    """How the exported file differs from the registry, or that nobody can say."""
+    try:
+        return await asyncio.to_thread(board.registry.file_drift)
+    except DatabaseUnavailable as error:
+        return f"the registry cannot be read: {error.message}"
 
 
 def _row(board: Board, live: Live) -> dict[str, Any]:
@@ -111,7 +120,7 @@ async def verify(board: Board) -> dict[str, Any]:
         for live in await lives(board)
         if (text := drift_of(live))
     ]
-    if words := await asyncio.to_thread(board.registry.file_drift):
+    if words := await registry_drift(board):
         problems.append(
             {"port": 0, "text": words, "hint": "mlxctl registry import takes it over; registry export undoes it"}
         )

@@ -24,6 +24,7 @@ from homelab_llm.core.registry.state import RegistryState, assign, fail, serve
 from homelab_llm.core.units import format_bytes
 from homelab_llm.inference.controller.board import Board, Turn
 from homelab_llm.inference.controller.slots import Pointer
+from homelab_llm.inference.controller.snapshot import FOR_EVER_S
 from homelab_llm.inference.controller.work import Work
 
 _DRAIN_S = 30.0
@@ -103,10 +104,10 @@ async def _load(board: Board, work: Work, change: Change) -> None:
         LoadFailed: it was gone as soon as it was ready.
     """
     failpoint("controller.before_load")
-    lifetime_s = board.snapshot.keep_alive_s(change.entry)
+    lifetime_s = change.entry.keep_alive_s or FOR_EVER_S  # 0 ends it with its first request, not before
     request_id = f"slot-{change.slot.port}-{token_hex(4)}"
     name = change.model.name
-    steps = board.fleet.load(change.model, request_id, keep_alive_s=-1.0 if lifetime_s is None else lifetime_s)
+    steps = board.fleet.load(change.model, request_id, keep_alive_s=lifetime_s)
     async for wait in steps:
         work.tell_wait(wait, name)
     failpoint("controller.after_load")
