@@ -19,12 +19,13 @@ import pytest
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.locks import holder_pid
 from homelab_llm.core.paths import Home
-from homelab_llm.ops.handover.dialogue import Done, Failed, Message, Prepared, Serving, Yours, decode, encode
+from homelab_llm.ops.handover.dialogue import Busy, Done, Failed, Message, Prepared, Serving, Yours, decode, encode
 from homelab_llm.ops.launch import owner_pid
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.events import eventually
 
 MESSAGES: list[Message] = [
+    Busy("migrating", 600.0),
     Prepared(7, "1.2"),
     Yours({"abcde": 2}),
     Serving(7, ["127.0.0.1:1"]),

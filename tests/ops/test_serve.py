@@ -124,6 +124,7 @@ async def test_term_ends_with_zero_and_hup_reads_the_settings_again(home: Home, 
     (told,) = [line for line in lines if line["message"] == "settings read again"]
     assert told["changed"] == ["engine.parallel", "log.level"]
     assert told["needs_restart"] == ["engine.parallel"]
+    assert told["hint"] == "mlxctl daemon restart"
     assert not home.daemon_json.exists()
 
 

@@ -95,20 +95,22 @@ def asked(text: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.requirement("B-5")
-async def test_a_stream_goes_on_in_the_old_daemon_and_counts_in_the_new_one(start: Start) -> None:
+@pytest.mark.parametrize("restarts", [1, 2])
+async def test_a_stream_goes_on_in_the_old_daemon_and_counts_in_the_newest(start: Start, restarts: int) -> None:
     daemon = start()
     row = worker(daemon)
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
-    content = json.dumps(asked("fake: tokens=100 rate=50", stream=True))
+    content = json.dumps(asked("fake: tokens=120 rate=40", stream=True))
     connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
     reply = connection.getresponse()
     assert reply.readline().startswith(b"data: ")
-    daemon.restart()
-    assert (worker(daemon)["pid"], worker(daemon)["leases"]) == (row["pid"], 1)
+    for _ in range(restarts):
+        daemon.restart()
+        assert (worker(daemon)["pid"], worker(daemon)["leases"]) == (row["pid"], 1)
     assert watches(daemon, row) == daemon.pid
     rest = reply.read()
     assert rest.endswith(b"data: [DONE]\n\n")
-    assert b"tok99" in rest
+    assert b"tok119" in rest
     await eventually(lambda: worker(daemon)["leases"] == 0)
     connection.close()
 

@@ -115,7 +115,7 @@ async def live(house: House, life: Life, restart: Restart | None = None) -> None
             await restart.settled()
     finally:
         if restart is not None and restart.handed_over:
-            await restart.leave()
+            await restart.leave(following)
         else:
             leave_workers = not life.owner.ours or (life.managed and signal.SIGTERM in came)
             await _end(house, life, leave_workers=leave_workers)

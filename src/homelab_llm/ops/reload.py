@@ -34,4 +34,7 @@ def report_changes(current: Settings, read: Callable[[], Settings]) -> None:
     changed = changed_keys(current, new)
     logging.getLogger("homelab_llm").setLevel(new.log.level.upper())
     needs_restart = [key for key in changed if key not in _LIVE]
-    log.info("settings read again", extra={"changed": changed, "needs_restart": needs_restart})
+    told: dict[str, object] = {"changed": changed, "needs_restart": needs_restart}
+    if needs_restart:
+        told["hint"] = "mlxctl daemon restart"  # loses no request and unloads nothing
+    log.info("settings read again", extra=told)

@@ -142,7 +142,7 @@ def _run(
     owner: Ownership,
     heir: Inheritance | None,
 ) -> None:
-    from homelab_llm.data.upgrade import begin_upgrade
+    from homelab_llm.data.upgrade import WAIT_S, begin_upgrade
 
     upgrade = begin_upgrade(home.root, settings.data.url)  # a program of its own, while the imports below take time
     import asyncio
@@ -156,6 +156,8 @@ def _run(
     from homelab_llm.ops.reload import report_changes
 
     if upgrade is not None:
+        if heir is not None:
+            heir.busy("migrating the database", WAIT_S)
         upgrade.wait()
 
     async def one_life() -> None:

@@ -283,6 +283,8 @@ class FleetLoop:
     def let_go(self, worker_id: str) -> None:
         """One of those requests has ended; harmless when none is left."""
         self._placeholders.let_go(worker_id)
+        if self._on_end is not None:  # the daemon after this one counts it too
+            self._on_end(worker_id)
 
     def let_go_all(self) -> None:
         """The daemon before has ended, and all its requests with it."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from homelab_llm.interface.daemon_client import DaemonClient
 
 STOP_TIMEOUT_S = 60.0
+RESTART_TIMEOUT_S = 700.0  # a migration of the database may be part of it
 _HERE = "homelab_llm.interface.cli.daemon"
 
 
@@ -112,7 +113,7 @@ def _hand_over(invocation: Invocation, client: DaemonClient) -> bool:
     """
     with invocation.output.loading("restarting the daemon"):
         try:
-            client.post("/admin/restart", {"python": sys.executable})
+            client.post("/admin/restart", {"python": sys.executable}, timeout_s=RESTART_TIMEOUT_S)
         except EndpointNotFound:  # a daemon of an earlier version
             return False
         except UnsupportedRequest as refused:

@@ -1,5 +1,6 @@
 """What the old and the new daemon say to each other, as values. Pure.
 
+    new → old   Busy          it first migrates the database, which may take a while
     new → old   Prepared      it has its settings, the lock and the sockets, and accepts nothing yet
     old → new   Yours         the old one accepts nothing any more; so many requests still run in each worker
     new → old   Serving       it has the workers and accepts
@@ -20,6 +21,14 @@ from typing import Any, TypeAlias
 from homelab_llm.core.errors import InvalidInput
 
 MAX_LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The new daemon needs up to ``limit_s`` before it is prepared; ``text`` says for what."""
+
+    text: str
+    limit_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,10 @@ class Failed:
     hint: str = ""
 
 
-Message: TypeAlias = Prepared | Yours | Serving | Done | Failed
-_KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in (Prepared, Yours, Serving, Done, Failed)}
+Message: TypeAlias = Busy | Prepared | Yours | Serving | Done | Failed
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__.lower(): kind for kind in (Busy, Prepared, Yours, Serving, Done, Failed)
+}
 
 
 def encode(message: Message) -> bytes:

@@ -14,7 +14,7 @@ import homelab_llm
 from homelab_llm.core.errors import DaemonUnavailable, HomelabError
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.ops.handover.channel import Channel
-from homelab_llm.ops.handover.dialogue import Done, Failed, Prepared, Serving, Yours
+from homelab_llm.ops.handover.dialogue import Busy, Done, Failed, Prepared, Serving, Yours
 
 VARIABLE = "HOMELAB_HANDOVER"
 """JSON: ``{"from": pid, "channel": fd, "lock": fd, "sockets": [[wanted, fd], …]}``; the numbers are inherited."""
@@ -53,6 +53,10 @@ class Inheritance:
         except OSError as error:
             self._channel.send_now(Failed("error", str(error)))
             raise
+
+    def busy(self, text: str, limit_s: float) -> None:
+        """Ask the old daemon to be patient for so long; before ``claim``."""
+        self._channel.send_now(Busy(text, limit_s))
 
     async def claim(self) -> Mapping[str, int]:
         """Say that all is prepared and wait until everything is ours.

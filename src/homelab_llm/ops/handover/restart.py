@@ -20,7 +20,7 @@ from homelab_llm.ops.ownership import Ownership
 
 log = logging.getLogger(__name__)
 
-TAKE_OVER_S = 30.0
+TAKE_OVER_S = 30.0  # until the new daemon is prepared, and again until it serves
 DRAIN_S = 30.0
 _COLD = "mlxctl daemon restart --cold"
 
@@ -108,11 +108,17 @@ class Restart:
         if self._running is not None:
             await asyncio.wait({self._running})
 
-    async def leave(self) -> None:
-        """After the handover: end what still runs, and leave the rest to the new daemon."""
+    async def leave(self, following: asyncio.Task[None] | None) -> None:
+        """After the handover: end what still runs, and leave the rest to the new daemon.
+
+        Args:
+            following: hears of the requests that the daemon before this one still runs; the new one is told of them.
+        """
         successor = self._successor
         if successor is not None:
             await self._house.leave(DRAIN_S)
+            if following is not None:
+                await asyncio.wait({following}, timeout=DRAIN_S)
             successor.outlive()
             successor.channel.close()
 
@@ -126,13 +132,12 @@ class Restart:
 
     async def _hand_over(self, python: str) -> dict[str, Any]:
         started_s = time.monotonic()
-        deadline_s = asyncio.get_running_loop().time() + TAKE_OVER_S
         told_us = int(started_s * 1_000_000)
         notify(self._environ, f"RELOADING=1\nMONOTONIC_USEC={told_us}\nSTATUS=handing over")
         try:
             successor = self._spawn(python)
             try:
-                found = await self._pass_on(successor, deadline_s)
+                found = await self._pass_on(successor)
             except BaseException:
                 await successor.end()
                 raise
@@ -160,13 +165,14 @@ class Restart:
             [python, *self._arguments], self._environ, self._owner.handle, self._house.sockets(), self._log_file
         )
 
-    async def _pass_on(self, successor: Successor, deadline_s: float) -> dict[str, Any]:
-        prepared = await successor.expect(Prepared, deadline_s)
+    async def _pass_on(self, successor: Successor) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        prepared = await successor.expect(Prepared, loop.time() + TAKE_OVER_S)
         try:
             leases = await self._house.hand_over(lambda worker_id: successor.channel.send(Done(worker_id)))
             failpoint("handover.yours")
             successor.channel.send(Yours(leases))
-            serving = await successor.expect(Serving, deadline_s)
+            serving = await successor.expect(Serving, loop.time() + TAKE_OVER_S)
         except BaseException:
             await successor.end()
             await self._house.take_back()

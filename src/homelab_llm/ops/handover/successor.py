@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from typing import TypeVar
 
 from homelab_llm.core.errors import DaemonUnavailable, HomelabError
 from homelab_llm.ops.handover.channel import Channel
-from homelab_llm.ops.handover.dialogue import Failed, Message
+from homelab_llm.ops.handover.dialogue import Busy, Failed, Message
 from homelab_llm.ops.handover.inherit import VARIABLE
 from homelab_llm.ops.own_log import writes_to
 from homelab_llm.ops.tail import last_lines
+
+_log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 _END_S = 5.0
@@ -64,7 +67,7 @@ class Successor:
         return self._process.pid
 
     async def expect(self, kind: type[M], deadline_s: float) -> M:
-        """Its next message, which must be of ``kind``.
+        """Its next message, which must be of ``kind``; it may ask for patience before.
 
         Args:
             deadline_s: by when, on the event loop's clock.
@@ -74,8 +77,10 @@ class Successor:
         """
         await self.channel.open()
         try:
-            async with asyncio.timeout_at(deadline_s):
-                told = await self.channel.receive()
+            async with asyncio.timeout_at(deadline_s) as limit:
+                while isinstance(told := await self.channel.receive(), Busy):
+                    _log.info("the new daemon is busy", extra={"with": told.text})
+                    limit.reschedule(asyncio.get_running_loop().time() + told.limit_s)
         except TimeoutError as error:
             raise self._failed("it was not ready in time") from error
         except HomelabError as error:
