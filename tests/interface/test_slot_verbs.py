@@ -148,22 +148,34 @@ def test_a_model_is_found_by_slug_by_name_and_by_a_name_without_its_tag() -> Non
 
 @pytest.mark.requirement("R-F3")
 def test_unload_all_asks_nothing_without_a_terminal(mlxctl: Mlxctl, daemon: ScriptedDaemon) -> None:
-    daemon.says("/admin/slots/unload-all", 200, {"unloaded": [8100, 8101]})
-    assert mlxctl("unload-all").out == "every slot is empty (2 unloaded)\n"
+    gone = {"port": 8100, "alias": "jerry-xl", "model": "a:1", "unloaded": True, "cleared": "a"}
+    daemon.says("/admin/slots/unload-all", 200, {"slots": [gone], "cleared_ports": [], "failed": []})
+    assert mlxctl("unload-all").out == "8100 (jerry-xl) is empty, a:1 was there\n"
+    failed = {"code": "worker_stalled", "message": "it does not end"}
+    daemon.says("/admin/slots/unload-all", 200, {"slots": [], "cleared_ports": [], "failed": [failed]})
+    shown = mlxctl("unload-all")
+    assert (shown.code, shown.out) == (1, "not emptied: it does not end\n")
 
 
 @pytest.mark.requirement("R-F3")
 def test_reconcile_only_tells_unless_it_shall_apply(mlxctl: Mlxctl, daemon: ScriptedDaemon) -> None:
-    action = json.dumps({"stage": "plan", "text": "load smollm2:135m on 8100", "port": 8100})
-    daemon.streams("/admin/reconcile", action, '{"stage":"done"}')
+    would = json.dumps({"stage": "would", "text": "8100 (jerry-xl): load a: not loaded", "port": 8100})
+    end = {"stage": "done", "text": "1 to do; mlxctl reconcile --apply does it", "failed": [], "left": 1}
+    daemon.streams("/admin/reconcile", would, json.dumps(end))
     shown = mlxctl("reconcile")
-    assert shown.out.splitlines()[0] == "load smollm2:135m on 8100"
-    assert "mlxctl reconcile --apply" in shown.out
+    assert shown.out.splitlines() == ["8100 (jerry-xl): load a: not loaded", end["text"]]
     assert daemon.asked[-1] == ("/admin/reconcile", {"apply": False})
-    found = mlxctl("reconcile", "--apply", "--json").json()
-    assert (found["applied"], [a["port"] for a in found["actions"]]) == (True, [8100])
-    daemon.streams("/admin/reconcile", '{"stage":"done"}')
-    assert mlxctl("reconcile").out == "nothing to do: the slots serve what the registry says\n"
+    wrong = [{"port": 8100, "error": {"code": "load_failed", "message": "it ended"}}]
+    steps = [json.dumps({"stage": stage, "text": "t", "port": 8100}) for stage in ("applying", "loading", "failed")]
+    daemon.streams("/admin/reconcile", *steps, json.dumps({"stage": "done", "text": "x", "failed": wrong, "left": 1}))
+    failed = mlxctl("reconcile", "--apply", "--json")
+    assert failed.code == 1
+    assert failed.json() == {
+        "applied": True,
+        "actions": [{"stage": "failed", "text": "t", "port": 8100}],
+        "failed": wrong,
+        "left": 1,
+    }
 
 
 @pytest.mark.requirement("R-F3")
@@ -186,7 +198,7 @@ def test_verify_of_files_is_refused_with_what_helps_instead(mlxctl: Mlxctl) -> N
 
 def test_pins_and_quarantine_reach_the_daemon(mlxctl: Mlxctl, daemon: ScriptedDaemon) -> None:
     daemon.says("/admin/models/pin", 200, {"model": "m", "pinned": True})
-    daemon.says("/admin/models/unquarantine", 200, {"model": "m", "unquarantined": False})
+    daemon.says("/admin/models/unquarantine", 200, {"model": "m", "released": False})
     assert mlxctl("pin", "m").out == "m is pinned\n"
     assert mlxctl("unpin", "m").code == 0
     assert [body for path, body in daemon.asked if path == "/admin/models/pin"] == [
@@ -213,8 +225,8 @@ def test_fit_shows_the_numbers_and_ends_with_1_when_it_does_not_fit(mlxctl: Mlxc
     shown = mlxctl("fit", "m", "--context", "8192")
     assert shown.code == 1
     assert "m does not fit" in shown.out
-    assert "9.0 GB (estimated)" in shown.out
-    assert "at most 2,048 tokens fit" in shown.out
+    assert "    9.0 GB  needed, estimated\n" in shown.out
+    assert "     2,048  tokens of context at most\n" in shown.out
     assert daemon.asked[-1] == ("/admin/fit", {"model": "m", "context_tokens": 8192})
     daemon.says("/admin/fit", 200, {**numbers, "fits": True, "evicts": ["old:1"]})
     assert mlxctl("fit", "m").out.startswith("m fits, after unloading old:1\n")
@@ -238,12 +250,13 @@ def test_status_shows_a_table_of_slots_and_the_drift_in_words(mlxctl: Mlxctl, da
     drifting = {**EMPTY, "desired": "b", "state": "failed", "drift": "shall serve b, serves nothing"}
     drifting["last_failure"] = "the worker\nended"
     daemon.says("/admin/status", 200, STATUS)
-    daemon.says("/admin/slots", 200, {"slots": [SERVING, drifting], "drift": True})
+    daemon.says("/admin/slots", 200, {"slots": [SERVING, drifting], "drift": True, "registry_drift": "edited"})
     shown = mlxctl("status")
     lines = shown.out.splitlines()
     assert "PORT  ALIAS     STATE    MODEL" in shown.out
     assert "drift    8101: shall serve b, serves nothing" in lines
     assert "failed   8101: the worker ended" in lines
+    assert "drift    registry: edited" in lines
     assert [line for line in lines if line.startswith("model ")] == ["model    loose:1 on ?, ready, 0 B"]
     assert mlxctl("status", "--json").json()["slots"] == [SERVING, drifting]
 
@@ -259,8 +272,8 @@ def test_the_table_of_slots_fits_a_hundred_columns_whatever_the_names_are() -> N
     assert lines[1].split()[3].startswith("mlx-community")
     assert "…" in lines[1]
     assert lines[2].split()[:6] == ["8101", "jerry-l", "foreign", "their-model", "12", "-"]
-    (drift,) = [line for line in slot_lines([{**SERVING, "actual": "c"}]) if line.startswith("drift")]
-    assert drift == "drift    8100: serves c, shall serve smollm2-135m"
+    coming = {**EMPTY, "state": "swapping", "desired": "a", "changing_to": "b"}
+    assert "a → b" in list(slot_lines([coming]))[1]
 
 
 def test_a_slot_verb_without_a_daemon_starts_one_and_status_does_not(mlxctl: Mlxctl) -> None:

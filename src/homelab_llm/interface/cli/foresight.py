@@ -13,6 +13,7 @@ import click
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli import exit_codes
+from homelab_llm.interface.cli.answering import tell_warning
 from homelab_llm.interface.cli.completion import model_names, slot_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 
@@ -27,25 +28,32 @@ def fit(invocation: Invocation, model: str, context_tokens: int | None) -> int:
     body = {"model": model} if context_tokens is None else {"model": model, "context_tokens": context_tokens}
     found = invocation.daemon().post("/admin/fit", body)
     invocation.output.result(found, lambda: _fit_lines(model, found))
-    if found.get("warning") and not invocation.output.json:
-        invocation.output.warning(str(found["warning"]))
+    if not invocation.output.json:
+        tell_warning(invocation, found)
     return exit_codes.OK if found.get("fits") else exit_codes.FAILED
 
 
 def _fit_lines(model: str, found: Mapping[str, Any]) -> Iterator[str]:
-    evicts = found.get("evicts") or []
-    how = f", after unloading {', '.join(map(str, evicts))}" if evicts else ""
+    evicts, waits = (", ".join(map(str, found.get(name) or ())) for name in ("evicts", "waits_for"))
+    how = (f", after unloading {evicts}" if evicts else "") + (f", when {waits} is idle" if waits else "")
     yield f"{model} fits{how}" if found.get("fits") else f"{model} does not fit"
     kind = "measured" if found.get("measured") else "estimated"
-    sizes = {name: found.get(f"{name}_bytes") for name in ("needed", "weights", "kv", "overhead", "free", "budget")}
-    notes = {"needed": f" ({kind})", "free": " free of the budget" if sizes["budget"] else ""}
-    for name, size in sizes.items():
-        if size is not None:
-            yield f"{name:10}{format_bytes(int(size))}{notes.get(name, '')}"
-    if found.get("engine"):
-        yield f"engine    {found['engine']}"
+    for name, words in {
+        "needed": f"needed, {kind}",
+        "weights": "of that weights",
+        "kv": "of that KV cache",
+        "overhead": "of that buffers and the engine",
+        "free": "free now",
+        "evictable": "held by idle models that may go",
+        "pinned": "held by pinned models",
+        "budget": "budget for all models",
+    }.items():
+        if (size := found.get(f"{name}_bytes")) is not None:
+            yield f"{format_bytes(int(size)):>10}  {words}"
+    if found.get("context_tokens"):
+        yield f"{int(found['context_tokens']):>10,}  tokens of context, with {found.get('engine') or 'its engine'}"
     if largest := found.get("largest_context_tokens"):
-        yield f"context   at most {int(largest):,} tokens fit"
+        yield f"{int(largest):>10,}  tokens of context at most"
 
 
 @verb("explain")
@@ -80,8 +88,9 @@ def _request(text: str) -> dict[str, Any]:
 
 
 def _explained(found: Mapping[str, Any]) -> Iterator[str]:
-    steps = [str(step) for step in found.get("why") or found.get("steps") or ()]
-    yield from (f"{number}. {step}" for number, step in enumerate(steps, 1))
+    yield from (f"{number}. {step}" for number, step in enumerate(found.get("why") or (), 1))
     for name, value in found.items():
-        if name not in ("why", "steps") and value not in (None, "", [], {}):
-            yield f"{name.replace('_', ' '):16}{value if isinstance(value, str | int | float) else json.dumps(value)}"
+        if name != "why" and value and isinstance(value, str | int | float):
+            yield f"{name.replace('_', ' '):18}{value}"
+    if params := found.get("params"):
+        yield f"{'parameters':18}{json.dumps(params, ensure_ascii=False)}"

@@ -9,6 +9,7 @@ import click
 
 from homelab_llm.core.errors import Conflict, EndpointNotFound, SlotNotFound
 from homelab_llm.core.names import DEFAULT_TAG
+from homelab_llm.interface.cli import exit_codes
 from homelab_llm.interface.cli.completion import model_names, slot_names, slots_and_models
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.steps import follow_steps
@@ -106,14 +107,20 @@ def chosen_slots(rows: Sequence[Mapping[str, Any]], targets: Iterable[str]) -> l
 
 @verb("unload-all")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
-def unload_all(invocation: Invocation, yes: bool) -> None:
-    """Empty every slot; adopted servers of another origin are left alone."""
+def unload_all(invocation: Invocation, yes: bool) -> int:
+    """Empty every slot, also where nothing runs; exit code 1 when one could not be emptied.
+
+    Servers of another origin are let go of, their processes left alone.
+    """
     if not yes and invocation.output.can_ask() and not invocation.output.confirm("empty every slot?"):
         invocation.output.note("nothing unloaded")
-        return
+        return exit_codes.OK
     done = invocation.daemon().post("/admin/slots/unload-all", {}, timeout_s=_UNLOAD_S)
-    ports = done.get("unloaded") or done.get("slots") or []
-    invocation.output.result(done, f"every slot is empty ({len(ports)} unloaded)" if ports else "every slot is empty")
+    failed = done.get("failed") or []
+    lines = [f"{place(row)} is empty, {row.get('model') or 'nothing'} was there" for row in done.get("slots") or ()]
+    lines += [f"not emptied: {error.get('message')}" for error in failed]
+    invocation.output.result(done, lambda: lines or ["every slot was empty already"])
+    return exit_codes.FAILED if failed else exit_codes.OK
 
 
 @verb("adopt")

@@ -51,6 +51,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield ""
         yield from slot_lines(rows)
+    if found.get("registry_drift"):
+        yield f"drift    registry: {found['registry_drift']}"
 
 
 def slot_lines(rows: Sequence[Mapping[str, Any]], *, now_s: float | None = None) -> Iterator[str]:
@@ -66,8 +68,6 @@ def slot_lines(rows: Sequence[Mapping[str, Any]], *, now_s: float | None = None)
     for row in rows:
         if row.get("drift"):
             yield f"drift    {row['port']}: {row['drift']}"
-        elif row.get("actual") and row.get("actual") != row.get("desired"):
-            yield f"drift    {row['port']}: serves {row['actual']}, shall serve {row.get('desired') or 'nothing'}"
         if row.get("last_failure"):
             yield f"failed   {row['port']}: {' '.join(str(row['last_failure']).split())}"
 
@@ -78,6 +78,8 @@ def _cells(row: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
     memory = int(row.get("memory_bytes") or 0)
     running, waiting = int(row.get("in_flight") or 0), int(row.get("waiting") or 0)
     name = row.get("desired") or row.get("model") or foreign.get("model") or foreign.get("name") or "-"
+    if (coming := row.get("changing_to")) and coming != name:
+        name = coming if name == "-" else f"{name} → {coming}"
     return (
         str(row["port"]),
         str(row.get("alias") or "-"),

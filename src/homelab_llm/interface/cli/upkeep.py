@@ -13,21 +13,21 @@ from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.steps import follow_steps
 
+_OUTCOMES = ("would", "applied", "failed")
+
 
 @verb("reconcile")
 @click.option("--apply", is_flag=True, help="Carry it out; without, it is only told.")
-def reconcile(invocation: Invocation, apply: bool) -> None:
-    """Say what would bring the slots in line with the registry; with --apply do it.
+def reconcile(invocation: Invocation, apply: bool) -> int:
+    """Say what would bring the slots in line with the registry; with --apply do it. Exit code 1 when a part failed.
 
     The registry decides. The daemon does this at every start.
     """
     actions: list[dict[str, Any]] = []
-    shown = {"stage", "done", "place"}
 
     def keep(step: Mapping[str, Any]) -> None:
-        action = {name: value for name, value in step.items() if name not in shown}
-        if action.get("text") and action not in actions:
-            actions.append(action)
+        if step.get("stage") in _OUTCOMES:
+            actions.append({name: value for name, value in step.items() if name not in ("done", "place")})
 
     done = follow_steps(
         invocation,
@@ -38,16 +38,11 @@ def reconcile(invocation: Invocation, apply: bool) -> None:
         called_off="what was done stays done; mlxctl reconcile tells the rest",
         each=keep,
     )
-    result = {name: value for name, value in done.items() if name not in shown}
-    listed = result.get("actions") if isinstance(result.get("actions"), list) else actions
-    invocation.output.result({"applied": apply, **result, "actions": listed}, lambda: _told(listed or [], apply=apply))
-
-
-def _told(actions: list[Any], *, apply: bool) -> list[str]:
-    if not actions:
-        return ["nothing to do: the slots serve what the registry says"]
-    lines = [str(action.get("text") if isinstance(action, dict) else action) for action in actions]
-    return lines if apply else [*lines, "nothing was changed; carry it out with: mlxctl reconcile --apply"]
+    failed = done.get("failed") or []
+    data = {"applied": apply, "actions": actions, "failed": failed, "left": done.get("left", 0)}
+    lines = [str(action["text"]) for action in actions] + [str(done.get("text") or "done")]
+    invocation.output.result(data, lambda: lines)
+    return exit_codes.FAILED if failed else exit_codes.OK
 
 
 @verb("verify")
@@ -92,5 +87,5 @@ def unpin(invocation: Invocation, model: str) -> None:
 def unquarantine(invocation: Invocation, model: str) -> None:
     """Let a model that failed several times in a row be tried again."""
     done = invocation.daemon().post("/admin/models/unquarantine", {"model": model})
-    was = done.get("unquarantined", done.get("released", True))
-    invocation.output.result(done, f"{model} may be loaded again" if was else f"{model} was not in quarantine")
+    text = f"{model} may be loaded again" if done.get("released") else f"{model} was not in quarantine"
+    invocation.output.result(done, text)
