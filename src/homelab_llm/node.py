@@ -6,21 +6,25 @@ Everything a part needs arrives as an argument; here the arguments are chosen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homelab_llm import __version__
 from homelab_llm.core.clock import Clock, SystemClock
+from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.events import Event as HouseEvent
+from homelab_llm.core.events import EventBus
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
-from homelab_llm.data.database import Database
-from homelab_llm.data.keys import KeyRing
-from homelab_llm.data.recorder import Recorder
-from homelab_llm.data.retention import Retention
+from homelab_llm.data.inventory import Service
+from homelab_llm.data.system import SystemData
 from homelab_llm.gateway.app import App, Parts
-from homelab_llm.inference.engines.base import Engine, EngineOptions
+from homelab_llm.inference.controller.controller import Controller
+from homelab_llm.inference.controller.foreign import SlotPorts
+from homelab_llm.inference.engines.base import Engine, EngineOptions, ModelOptions
 from homelab_llm.inference.engines.table import ENGINES
 from homelab_llm.inference.fleet.awake import Awake
 from homelab_llm.inference.fleet.budget import measure_budget
@@ -29,11 +33,15 @@ from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits
 from homelab_llm.inference.fleet.supervisor import Supervisor
 from homelab_llm.inference.kit.shaping import OpenAIShaper
 from homelab_llm.store.model_store import ModelStore
+from homelab_llm.store.shelf import Shelf
 
 if TYPE_CHECKING:
     from homelab_llm.inference.fleet.vocabulary import Event
 
-RECORD_BUSY_S = 5.0
+log = logging.getLogger(__name__)
+
+STOCK_EVERY_S = 10.0
+_SLOTS_GUIDE = "docs/guides/slots.md"
 
 
 class Node:
@@ -44,7 +52,8 @@ class Node:
         shutdown: what ``POST /admin/shutdown`` does; without it the daemon cannot be stopped over HTTP.
         restart: what ``POST /admin/restart`` does, with the Python to run the next daemon (empty = ours).
 
-    ``listeners`` and ``warnings`` are filled by whoever binds the addresses, for ``/admin/status``.
+    ``listeners``, ``warnings`` and ``slot_problems`` are filled by whoever binds the addresses, for ``/admin/status``
+    and for the controller: ``slot_problems`` are the slot ports that are not ours, with ``{pid, name, text}``.
     """
 
     def __init__(
@@ -61,45 +70,60 @@ class Node:
         self.settings = settings
         self.listeners: list[str] = []
         self.warnings: list[dict[str, str]] = []
+        self.slot_problems: Mapping[int, dict[str, Any]] = {}
         self._clock = clock or SystemClock()
         self._started_s = self._clock.monotonic_s()
         self.store = ModelStore(home.store)
-        self.database = Database.open(settings.data.url, home.database)
-        self.keys = KeyRing(self.database)
-        self.recorder = self._recorder()
+        self.events = EventBus(self._clock.unix_s, self._record)
+        self.data = SystemData(home, settings.data, os.environ, self.events.publish)
+        self.keys = self.data.keys
         self._awake = Awake()
         self._engines = ENGINES if engines is None else engines
         self.fleet = self._fleet(self._engines)
+        self.controller = self._controller()
+        self._chores: list[asyncio.Task[None]] = []
         self.app = App(
             Parts(
                 catalogue=self.store,
                 fleet=self.fleet,
                 shaper=OpenAIShaper(),
                 keys=self.keys,
-                recorder=self.recorder,
+                recorder=self.data.recorder,
                 about=self.about,
                 shutdown=shutdown,
                 restart=restart,
+                router=self.controller,
+                controller=self.controller,
+                events=self.events,
             ),
             settings.server,
             stall_timeout_s=settings.fleet.stall_timeout_s,
         )
 
     async def start(self, leases: Mapping[str, int] | None = None) -> None:
-        """Take over the workers of an earlier daemon, end what is left of it, and begin recording.
+        """Take over what an earlier daemon left, and begin to bring up what the registry assigns.
 
-        The database has the newest schema already.
+        The database has the newest schema already. Models that are assigned load while requests are served.
 
         Args:
             leases: requests that an earlier daemon, which hands over to this one, still runs, by worker.
         """
-        await self.fleet.adopt(self._stored)
+        self.data.bind(asyncio.get_running_loop())
+        await asyncio.to_thread(self.data.open, self.settings.slots.table())
+        await self.controller.start()
+        adopted = await self.fleet.adopt(self._stored)
+        if adopted:
+            log.info("adopted the workers of the daemon before", extra={"workers": adopted})
+        self.data.begin(adopted)
         for worker_id, count in (leases or {}).items():
             self.fleet.hold(worker_id, count)
         await self._supervisor.sweep()
-        await asyncio.to_thread(self._open_records)
-        # Looking for GPUs and installed servers may run programs for seconds; the first request must not wait for it.
-        self._looking = asyncio.create_task(asyncio.to_thread(_look_around, self._engines))
+        self._chores = [
+            asyncio.create_task(self.controller.boot()),
+            asyncio.create_task(self._keep_stock()),
+            # Looking for GPUs and installed servers may run programs for seconds; no request must wait for it.
+            asyncio.create_task(asyncio.to_thread(_look_around, self._engines)),
+        ]
 
     async def close(self, *, leave_workers: bool = False) -> None:
         """End every worker, wait for the proof, write the last rows.
@@ -107,11 +131,13 @@ class Node:
         Args:
             leave_workers: end none of them: another daemon of this home has them, or will.
         """
+        for chore in self._chores:
+            chore.cancel()
+        await self.controller.close()
         await self.fleet.close(leave_workers=leave_workers)
-        await self._looking
-        self.keys.close()
-        self.recorder.close()
-        self.database.close()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        self.events.close()
+        await asyncio.to_thread(self.data.close)
 
     def hand_over(self, on_end: Callable[[str], None]) -> dict[str, int]:
         """Begin nothing any more; gives the requests that run, by worker. They go on.
@@ -120,11 +146,13 @@ class Node:
             on_end: gets the worker each time one of them ends.
         """
         self.app.hand_over(self.home.daemon_sock)
+        self.data.database.release()
         return self.fleet.hand_over(on_end)
 
     def take_back(self) -> None:
         """Go on as before ``hand_over``."""
         self._supervisor.reclaim()
+        self.data.database.claim()
         self.fleet.resume()
         self.app.resume()
 
@@ -146,15 +174,63 @@ class Node:
             "warnings": self.warnings,
         }
 
-    def _open_records(self) -> None:
-        self.keys.import_file(self.home.keys)
-        self.keys.open()
-        self.recorder.open()
+    def _record(self, event: HouseEvent) -> None:
+        self.data.recorder.record_event(event)
 
-    def _recorder(self) -> Recorder:
-        data = self.settings.data
-        own = Database.open(data.url, self.home.database, durable=False, busy_s=RECORD_BUSY_S)
-        return Recorder(own, requests=data.requests, retention=Retention(own, data.keep_requests, data.keep_events))
+    def services(self) -> list[Service]:
+        """Who can be asked here: the daemon and each slot."""
+        address = self.listeners[0] if self.listeners else ""
+        front = Service("mlxserve", "gateway", "front door", f"http://{address}" if address else "", doc=_SLOTS_GUIDE)
+        slots = self.settings.slots
+        return [
+            front,
+            *(
+                Service(
+                    f"slot:{slot.port}", "inference", slot.alias, f"http://{slots.bind}:{slot.port}", doc=_SLOTS_GUIDE
+                )
+                for slot in slots.table().slots
+            ),
+        ]
+
+    def _estimate_bytes(self, model: StoredModel) -> int:
+        """The memory a model would take by calculation; 0 where no engine here runs it."""
+        try:
+            return self._planner(model).demand.footprint_bytes
+        except HomelabError:
+            return 0
+
+    async def _keep_stock(self) -> None:
+        """Write down what this node consists of, and again whenever the store changed."""
+        counted: object = None
+        while True:
+            stamp = self.store.stamp()
+            try:
+                if counted is None:
+                    await asyncio.to_thread(self.data.take_services, self.services())
+                if stamp != counted:
+                    await asyncio.to_thread(self.data.take_models, self.store.models(), self._estimate_bytes)
+                counted = stamp
+            except HomelabError as error:
+                log.warning("the inventory could not be written", extra={"reason": error.message})
+            await asyncio.sleep(STOCK_EVERY_S)
+
+    def _controller(self) -> Controller:
+        slots = self.settings.slots
+        return Controller(
+            registry=self.data.registry,
+            shelf=Shelf(self.store, self.settings.store),
+            fleet=self.fleet,
+            slots=slots.table(),
+            publish=self.events.publish,
+            foreign=SlotPorts(slots.bind, lambda: self.slot_problems, self._holder_of),
+            default_model=slots.default_model,
+            auto_load=slots.auto_load,
+            clock=self._clock,
+        )
+
+    def _holder_of(self, port: int) -> tuple[int, str] | None:
+        found = self.slot_problems.get(port)
+        return (found["pid"], found["name"]) if found and found.get("pid") else None
 
     def _fleet(self, engines: Sequence[Engine]) -> FleetLoop:
         settings = self.settings.fleet
@@ -164,8 +240,9 @@ class Node:
             parallel=self.settings.engine.parallel,
             threads=self.settings.engine.threads,
         )
+        self._planner = Planner(engines, options, self.settings.engine.prefer, self.home.derived, self._chosen)
         return FleetLoop(
-            plan=Planner(engines, options, self.settings.engine.prefer, self.home.derived),
+            plan=self._planner,
             workers=self._supervise,
             budget_bytes=fixed_bytes or measure_budget(settings.memory_fraction),
             measure=None if fixed_bytes else lambda ours: measure_budget(settings.memory_fraction, ours),
@@ -180,8 +257,14 @@ class Node:
                 quarantine_after=settings.quarantine_after,
             ),
             clock=self._clock,
+            publish=self.events.publish,
+            known_bytes=self.data.footprints.known_bytes,
+            learned=self.data.footprints.learned,
             busy=self._awake.busy,
         )
+
+    def _chosen(self, model: StoredModel) -> ModelOptions:
+        return self.controller.chosen(model)
 
     def _supervise(self, report: Callable[[Event], None]) -> Supervisor:
         fleet = self.settings.fleet

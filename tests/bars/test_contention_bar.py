@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from homelab_llm.testing.daemon import Daemon
-from homelab_llm.testing.slots import rows, slotted
+from homelab_llm.testing.slotted import rows, slotted
 
 Note = Callable[..., None]
 NAMES = "abcd"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from homelab_llm.testing.slots import ONE_MODEL_BYTES, Clients, rows, slotted, steps
+from homelab_llm.testing.slotted import ONE_MODEL_BYTES, Clients, rows, slotted, steps
 
 Note = Callable[..., None]
 

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Connection, update
 
 from homelab_llm.core.events import Event
-from homelab_llm.data.database import Database
 from homelab_llm.data.tables import deployments
 
 _READY = ("loaded", "adopted")
@@ -38,15 +37,14 @@ def follow_events(connection: Connection, events: Sequence[Event]) -> None:
             _change(connection, worker_id, {"ended_unix_s": event.unix_s, "reason": event.text})
 
 
-def end_others(database: Database, alive: Collection[str], now_s: float) -> int:
-    """After a start: rows of workers that are no more end now; returns how many. Blocks.
+def end_others(connection: Connection, alive: Collection[str], now_s: float) -> int:
+    """After a start: rows of workers that are no more end now; returns how many.
 
     Args:
         alive: ids of the workers that were adopted.
     """
     gone = update(deployments).where(deployments.c.ended_unix_s.is_(None), deployments.c.worker_id.not_in(alive))
-    with database.write() as connection:
-        return connection.execute(gone.values(ended_unix_s=now_s, reason="its daemon ended")).rowcount
+    return connection.execute(gone.values(ended_unix_s=now_s, reason="its daemon ended")).rowcount
 
 
 def _begin(connection: Connection, event: Event, worker_id: str, **values: Any) -> None:

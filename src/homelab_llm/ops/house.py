@@ -109,6 +109,7 @@ class NodeHouse:
     def _tell_ports(self) -> None:
         self._node.listeners[:] = self._door.addresses
         self._node.warnings[:] = [*self._own_warnings, *self._door.warnings]
+        self._node.slot_problems = self._door.slot_problems()
 
     def _on_port(self, event: Event) -> None:
         """An address that somebody held is ours now: nothing warns of it any more."""

@@ -146,6 +146,10 @@ class Daemon:
             self.kill()
             raise
 
+    def wait(self, within_s: float = 30) -> int:
+        """Wait until it has ended by itself; its exit code, negative for a signal."""
+        return self._running().wait(within_s)
+
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         process = self._running()
