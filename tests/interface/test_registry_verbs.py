@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from homelab_llm.core.paths import Home
+from homelab_llm.data.upgrade import upgraded
 from homelab_llm.testing.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "registry.json"
 SLOTS = {"HOMELAB_SLOTS__PORTS": "8100-8109"}
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A system database as a first call makes it."""
+    folder = tmp_path_factory.mktemp("empty")
+    assert upgraded(folder, "")
+    return folder / "system.db"
+
+
+@pytest.fixture(autouse=True)
+def prepared(home: Home, empty_database: Path) -> None:
+    """Every home here has a database already: making one takes as long as a test."""
+    shutil.copy(empty_database, home.database)
 
 
 def a_document(**models: Any) -> bytes:
@@ -38,6 +54,7 @@ def kept(mlxctl: Mlxctl) -> dict[str, Any]:
 
 @pytest.mark.requirement("R-F1", "R-F2")
 def test_the_example_with_four_intents_is_imported_and_exported_as_it_is(mlxctl: Mlxctl, home: Home) -> None:
+    home.database.unlink()
     done = mlxctl("registry", "import", str(EXAMPLE), environ=SLOTS)
     assert done.code == 0, done.err
     assert "qwen3-235b-a22b-instruct-2507-6bit is new, on port 8100" in done.out
@@ -255,6 +272,7 @@ def test_a_daemon_that_cannot_be_told_costs_nothing(
 
 def test_the_registry_can_live_in_postgresql(mlxctl: Mlxctl, postgres: Postgres, home: Home) -> None:
     environ = {"HOMELAB_DATA__URL": postgres.url()}
+    home.database.unlink()
 
     def call(*argv: str, stdin: bytes = b"") -> Outcome:
         return mlxctl("registry", *argv, stdin=stdin, environ=environ)
