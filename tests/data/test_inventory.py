@@ -108,7 +108,7 @@ def test_deployments_follow_the_events_of_workers(database: Database) -> None:
     ]
     with database.write() as connection:
         follow_events(connection, story)
-    assert end_others(database, ["b"], 9.0) == 1
+        assert end_others(connection, ["b"], 9.0) == 1
     with database.read() as connection:
         found = connection.execute(select(deployments).order_by(deployments.c.deployment_id)).mappings().all()
     told = [
