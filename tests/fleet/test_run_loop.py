@@ -15,6 +15,7 @@ from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import (
     DaemonUnavailable,
     EngineUnavailable,
+    HandedOver,
     HomelabError,
     QueueFull,
     WorkerCrashed,
@@ -27,7 +28,7 @@ from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.seams import Fleet
 from homelab_llm.inference.engines.base import Footprint, LaunchPlan
-from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned
+from homelab_llm.inference.fleet.run_loop import FleetLoop, Limits, Planned, Terms
 from homelab_llm.inference.fleet.seams import Survivor
 from homelab_llm.inference.fleet.vocabulary import Demand, Event, Loaded, LoadFailed, LoadProgress, WorkerExit
 from homelab_llm.testing.clock import FakeClock
@@ -520,6 +521,7 @@ async def test_before_a_load_the_budget_is_measured_with_what_our_workers_use() 
     (await rig.fleet.acquire(model("small"), "r1")).release()
     rig.workers.memory_bytes = 17
     (await rig.fleet.acquire(model("small"), "r2")).release()
+    rig.footprint = Footprint(weights_bytes=40, kv_bytes=15, overhead_bytes=5)
     with pytest.raises(HomelabError) as refused:
         await rig.fleet.acquire(model("big"), "r3")
     assert refused.value.facts == {
@@ -529,6 +531,10 @@ async def test_before_a_load_the_budget_is_measured_with_what_our_workers_use() 
         "evictable_bytes": 10,
         "pinned_bytes": 0,
         "budget_bytes": 50,
+        "weights_bytes": 40,
+        "kv_bytes": 15,
+        "overhead_bytes": 5,
+        "others_bytes": 50,
     }
     assert asked == [0, 17]
     await rig.fleet.close()
@@ -606,3 +612,238 @@ async def test_closing_refuses_who_waits_and_ends_the_workers() -> None:
         await rig.fleet.acquire(model(), "r4")
     for lease in leases:
         lease.release()
+
+
+# --- the operator's terms, numbers, quarantine --------------------------------------------------------------
+
+
+@pytest.mark.requirement("R-F5")
+async def test_terms_hold_for_a_model_before_and_after_it_is_loaded() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=300.0))
+    digest = str(model().digest)
+    rig.fleet.set_terms(digest, Terms(keep_alive_s=20.0))
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert rig.worker["expires_in_s"] == 20.0
+    rig.fleet.set_terms(digest, Terms(pinned=True))
+    assert (rig.worker["expires_in_s"], rig.worker["pinned"]) == (None, True)
+    rig.fleet.set_terms(digest, Terms())
+    assert (rig.worker["expires_in_s"], rig.worker["pinned"]) == (300.0, False)
+    await rig.fleet.close()
+
+
+async def test_the_row_of_a_loaded_model_is_found_by_its_digest(rig: Rig) -> None:
+    digest = str(model().digest)
+    assert rig.fleet.loaded(digest) is None
+    lease = await rig.fleet.acquire(model(), "r1")
+    row = rig.fleet.loaded(digest)
+    assert row is not None
+    assert (row["id"], row["leases"]) == (lease.worker_id, 1)
+    lease.release()
+
+
+@pytest.mark.requirement("B-3")
+async def test_fit_tells_what_a_model_needs_who_would_go_and_the_largest_context(rig: Rig) -> None:
+    rig.footprints = {"big": 60, "small": 50}
+    rig.footprint = Footprint(weights_bytes=20, kv_bytes=30, overhead_bytes=10)
+    (await rig.fleet.acquire(model("small"), "r1")).release()
+    numbers = rig.fleet.fit(model("big"))
+    assert (numbers["fits"], numbers["needed_bytes"], numbers["free_bytes"]) == (True, 60, 50)
+    assert (numbers["evicts"], numbers["waits_for"]) == (["small"], [])
+    assert numbers["largest_context_tokens"] == 70 * 4096 // 30
+    lease = await rig.fleet.acquire(model("small"), "r2")
+    assert rig.fleet.fit(model("big"))["waits_for"] == ["small"]
+    lease.release()
+    rig.fleet.set_terms(str(model("small").digest), Terms(pinned=True))
+    numbers = rig.fleet.fit(model("big"))
+    assert (numbers["fits"], numbers["pinned_bytes"]) == (False, 50)
+    assert numbers["largest_context_tokens"] == 20 * 4096 // 30
+    with pytest.raises(HomelabError) as refused:
+        await rig.fleet.acquire(model("big"), "r3")
+    assert (refused.value.code, refused.value.facts["pinned_bytes"]) == ("insufficient_memory", 50)
+    assert rig.fleet.fit(model("big"), 8192)["context_tokens"] == 8192
+    assert rig.workers.started == 1
+
+
+@pytest.mark.requirement("R-F5")
+async def test_a_quarantined_model_is_shown_told_and_tried_again_when_the_operator_says_so() -> None:
+    rig = Rig(limits=Limits(quarantine_after=2, keep_alive_s=-1.0))
+    rig.broken = LoadError("bad file")
+    for n in range(2):
+        with pytest.raises(LoadError):
+            await rig.fleet.acquire(model(), f"r{n}")
+    with pytest.raises(HomelabError) as refused:
+        await rig.fleet.acquire(model(), "r2")
+    assert refused.value.code == "model_quarantined"
+    assert rig.fleet.status()["quarantined"] == [{"model": "tiny:1b", "failures": 2, "reason": "bad file"}]
+    assert [event.kind for event in rig.news if event.level == "error"] == ["failed", "failed", "quarantined"]
+    rig.broken = None
+    assert rig.fleet.unquarantine(model())
+    assert not rig.fleet.unquarantine(model())
+    (await rig.fleet.acquire(model(), "r3")).release()
+    await rig.fleet.close()
+
+
+async def test_a_lease_that_broke_or_was_abandoned_does_not_show_that_the_model_works() -> None:
+    rig = Rig(limits=Limits(quarantine_after=2, keep_alive_s=-1.0))
+    for n in range(2):
+        lease = await rig.fleet.acquire(model(), f"r{n}")
+        rig.workers.die(lease.worker_id, WorkerCrashed("killed"))
+        await lease.failure()
+        lease.release()
+    with pytest.raises(HomelabError) as refused:
+        await rig.fleet.acquire(model(), "r2")
+    assert refused.value.code == "model_quarantined"
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("B-3")
+async def test_what_was_measured_is_remembered_across_restarts() -> None:
+    learned: list[tuple[str, str, int]] = []
+    rig = Rig(learned=lambda *row: learned.append(row))
+    rig.workers.memory_bytes = 33
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert [(digest, footprint) for _, digest, footprint in learned] == [(str(model().digest), 33)]
+    await rig.fleet.close()
+    later = Rig(known_bytes=dict((key, footprint) for key, _, footprint in learned).get)
+    later.workers.loads_by_itself = False
+    asking = asyncio.create_task(later.fleet.acquire(model(), "r1"))
+    await eventually(lambda: later.workers.plans)
+    assert later.worker["footprint_bytes"] == 33
+    asking.cancel()
+    await later.fleet.close()
+
+
+async def test_two_names_of_one_digest_with_other_options_have_workers_of_their_own(rig: Rig) -> None:
+    long = dataclasses.replace(model(), name="tiny:long")
+    short_lease = await rig.fleet.acquire(model(), "r1")
+    rig.context_tokens = 32768
+    long_lease = await rig.fleet.acquire(long, "r2")
+    assert short_lease.worker_id != long_lease.worker_id
+    assert (short_lease.context_tokens, long_lease.context_tokens) == (4096, 32768)
+    short_lease.release()
+    long_lease.release()
+    assert await rig.fleet.unload(model())
+    assert rig.worker["model"] == "tiny:long"
+
+
+# --- a change of daemons ------------------------------------------------------------------------------------
+
+
+def survivor(rig: Rig, worker_id: str = "old01", **more: Any) -> Survivor:
+    """A worker as the daemon before left it; ``more`` replaces fields of its note."""
+    note = {"key": f"{model().digest.short}/4096", "digest": str(model().digest), "model": "tiny:1b", "parallel": 2}
+    ready = bool(more.pop("ready", True))
+    found = Survivor(worker_id, note | {"footprint_bytes": 10} | more, ready, 4711, 30, 1_600_000_000.0)
+    rig.workers.left.append(found)
+    return found
+
+
+@pytest.mark.requirement("B-5")
+async def test_workers_of_the_daemon_before_are_adopted_and_serve(rig: Rig) -> None:
+    survivor(rig)
+    assert await rig.fleet.adopt(lambda digest: model() if digest == str(model().digest) else None) == ["old01"]
+    lease = await rig.fleet.acquire(model(), "r1")
+    assert (lease.worker_id, rig.workers.started) == ("old01", 0)
+    assert (rig.worker["footprint_bytes"], rig.worker["loaded_unix_s"]) == (30, 1_600_000_000.0)
+    assert [event.kind for event in rig.news] == ["adopted"]
+    lease.release()
+
+
+@pytest.mark.requirement("B-5")
+async def test_a_worker_that_still_loads_is_adopted_and_requests_join_its_load(rig: Rig) -> None:
+    survivor(rig, ready=False)
+    await rig.fleet.adopt(lambda _: model())
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r1"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    rig.workers.report(Loaded("old01"))
+    (await asyncio.wait_for(waiting, BOUND_S)).release()
+    assert rig.workers.started == 0
+
+
+@pytest.mark.requirement("B-5")
+@pytest.mark.parametrize("note", [{"digest": "sha256:gone"}, {"key": "other/options"}, {"key": None, "parallel": "x"}])
+async def test_a_worker_whose_model_is_gone_or_would_be_run_in_another_way_is_drained(
+    rig: Rig, note: dict[str, Any]
+) -> None:
+    survivor(rig, **note)
+    rig.workers.dies_by_itself = False
+    assert await rig.fleet.adopt(lambda digest: model() if digest == str(model().digest) else None) == []
+    assert (rig.worker["state"], rig.fleet.status()["used_bytes"]) == ("draining", 30)
+    lease = await rig.fleet.acquire(model(), "r1")
+    assert lease.worker_id != "old01"
+    lease.release()
+    rig.workers.dies_by_itself = True
+
+
+@pytest.mark.requirement("B-5")
+async def test_what_is_noted_at_a_start_is_enough_to_adopt_the_worker_later(rig: Rig) -> None:
+    lease = await rig.fleet.acquire(model(), "r1")
+    later = Rig()
+    note = rig.workers.notes[lease.worker_id]
+    later.workers.left.append(Survivor(lease.worker_id, note, True, 1, 0, 0.0))
+    assert await later.fleet.adopt(lambda _: model()) == [lease.worker_id]
+    lease.release()
+    await later.fleet.close()
+
+
+@pytest.mark.requirement("B-5")
+async def test_handing_over_refuses_who_waits_and_who_comes_and_ends_nobody() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=0.0))
+    leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r3"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    ended: list[str] = []
+    assert rig.fleet.hand_over(ended.append) == {leases[0].worker_id: 2}
+    with pytest.raises(HandedOver):
+        await waiting
+    with pytest.raises(HandedOver):
+        await rig.fleet.acquire(model(), "r4")
+    with pytest.raises(HandedOver):
+        await rig.fleet.unload(model())
+    for lease in leases:
+        lease.release()
+    assert ended == [leases[0].worker_id] * 2
+    assert (rig.worker["state"], rig.worker["leases"]) == ("ready", 0)  # idle, and its keep-alive is 0
+    await rig.fleet.close(leave_workers=True)
+    assert rig.workers.released
+    assert list(rig.workers.plans) == [leases[0].worker_id]
+
+
+@pytest.mark.requirement("B-5")
+async def test_when_the_new_daemon_does_not_come_up_the_old_one_goes_on() -> None:
+    rig = Rig(limits=Limits(keep_alive_s=0.0))
+    lease = await rig.fleet.acquire(model(), "r1")
+    rig.fleet.hand_over()
+    lease.release()
+    rig.fleet.resume()
+    await eventually(lambda: not rig.fleet.status()["workers"])  # what the keep-alive asked for is caught up on
+    (await rig.fleet.acquire(model(), "r2")).release()
+    await rig.fleet.close()
+
+
+@pytest.mark.requirement("B-5")
+async def test_slots_that_the_old_daemon_still_uses_are_not_given_away_before_they_are_let_go(rig: Rig) -> None:
+    survivor(rig)
+    await rig.fleet.adopt(lambda _: model())
+    rig.fleet.hold("old01", 2)
+    rig.fleet.hold("never", 1)
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "r1"))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    rig.fleet.let_go("old01")
+    lease = await asyncio.wait_for(waiting, BOUND_S)
+    assert rig.worker["leases"] == 2
+    rig.fleet.let_go_all()
+    rig.fleet.let_go("old01")
+    assert rig.worker["leases"] == 1
+    lease.release()
+
+
+@pytest.mark.requirement("B-10")
+async def test_batch_requests_leave_a_slot_for_interactive_ones(rig: Rig) -> None:
+    batch = await rig.fleet.acquire(model(), "b1", priority=10)
+    waiting = asyncio.create_task(rig.fleet.acquire(model(), "b2", priority=10))
+    await eventually(lambda: rig.worker["waiting"] == 1)
+    (await rig.fleet.acquire(model(), "r1")).release()
+    assert not waiting.done()
+    batch.release()
+    (await asyncio.wait_for(waiting, BOUND_S)).release()

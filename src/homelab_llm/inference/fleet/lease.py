@@ -8,6 +8,7 @@ from typing import Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.traits import WorkerTraits
+from homelab_llm.inference.fleet.seams import Planned
 
 
 class LeaseHome(Protocol):
@@ -74,10 +75,11 @@ class FleetLease:
 class Ticket:
     """A request from its submission to its grant or refusal."""
 
-    __slots__ = ("_waker", "done", "error", "lease", "preload", "request_id")
+    __slots__ = ("_waker", "done", "error", "lease", "planned", "preload", "request_id")
 
-    def __init__(self, request_id: str, *, preload: bool) -> None:
+    def __init__(self, request_id: str, planned: Planned, *, preload: bool) -> None:
         self.request_id = request_id
+        self.planned = planned
         self.preload = preload
         self.done = False
         self.lease: FleetLease | None = None

@@ -94,10 +94,11 @@ def _relieve(book: Ledger) -> None:
 
 
 def _start_hungry(book: Ledger, new_id: Callable[[], str]) -> None:
+    hungry = [queue for queue in book.hungry.values() if queue.retry_at_s <= book.now_s]
+    hungry.sort(key=lambda queue: _urgency(book, queue))
     wants = [
         Want(queue.demand.key, queue.needed_bytes(book.budget_bytes), _overdue_at_s(book, queue) <= book.now_s)
-        for queue in sorted(book.hungry.values(), key=ModelQueue.rank)
-        if queue.retry_at_s <= book.now_s
+        for queue in hungry
     ]
     room = make_room(wants, _residents(book), book.budget_bytes)
     for worker_id, key in room.end:
@@ -129,6 +130,14 @@ def _residents(book: Ledger) -> list[Resident]:
         )
         for worker in book.workers.values()
     ]
+
+
+def _urgency(book: Ledger, queue: ModelQueue) -> tuple[bool, float, int]:
+    """The smallest is next. Who is overdue comes first, and who has just had a turn counts from its end: the room for
+    which a worker was held is not for the next turn of the same model.
+    """
+    rank_s, arrival = queue.rank()
+    return _overdue_at_s(book, queue) > book.now_s, max(rank_s, queue.hungry_since_s or 0.0), arrival
 
 
 def _overdue_at_s(book: Ledger, queue: ModelQueue) -> float:

@@ -15,6 +15,7 @@ from homelab_llm.core.errors import (
     WorkerStalled,
 )
 from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.inference.engines.base import Footprint
 from homelab_llm.inference.fleet.state import Outlook
 
 
@@ -40,6 +41,19 @@ def no_room(model: str, needed_bytes: int, outlook: Outlook) -> InsufficientMemo
         evictable_bytes=outlook.evictable_bytes,
         pinned_bytes=outlook.pinned_bytes,
         budget_bytes=outlook.budget_bytes,
+    )
+
+
+def in_parts(error: InsufficientMemory, parts: Footprint | None, others_bytes: int) -> HomelabError:
+    """With what makes up the need, and what other processes hold."""
+    if parts is None:
+        return again(error, others_bytes=others_bytes)
+    return again(
+        error,
+        weights_bytes=parts.weights_bytes,
+        kv_bytes=parts.kv_bytes,
+        overhead_bytes=parts.overhead_bytes,
+        others_bytes=others_bytes,
     )
 
 

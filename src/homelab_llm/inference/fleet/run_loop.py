@@ -15,7 +15,14 @@ from typing import Any
 
 from homelab_llm.core import events
 from homelab_llm.core.clock import Clock, SystemClock
-from homelab_llm.core.errors import DaemonUnavailable, HomelabError, WorkerCrashed, WorkerOutOfMemory, WorkerStalled
+from homelab_llm.core.errors import (
+    DaemonUnavailable,
+    HomelabError,
+    InsufficientMemory,
+    WorkerCrashed,
+    WorkerOutOfMemory,
+    WorkerStalled,
+)
 from homelab_llm.core.errors import LoadFailed as LoadError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.waits import Wait
@@ -100,6 +107,7 @@ class FleetLoop:
         self._tell_busy = busy
         self._idle = True
         self._clock = clock or SystemClock()
+        self._whole_bytes = budget_bytes
         self._scheduler = Scheduler(budget_bytes, self._new_id, limits)
         self._running: dict[str, Running] = {}
         self._tickets: dict[str, Ticket] = {}
@@ -244,7 +252,8 @@ class FleetLoop:
         """
         planned = self._plans.make(model, context_tokens) if context_tokens else self._planned_for(model)
         self._measuring.budget()
-        return fit(planned, self._scheduler.outlook(planned.demand), model.facts.context_tokens)
+        outlook = self._scheduler.outlook(planned.demand)
+        return {**fit(planned, outlook, model.facts.context_tokens), "others_bytes": self._others_bytes}
 
     # --- the operator's door --------------------------------------------------------------------------------
 
@@ -415,7 +424,7 @@ class FleetLoop:
         if not self._scheduler.has_worker(demand.key):
             self._measuring.budget()
         request_id = self._own_id(request_id)
-        ticket = Ticket(request_id, preload=preload)
+        ticket = Ticket(request_id, planned, preload=preload)
         self._tickets[request_id] = ticket
         self.report(Submit(request_id, demand, keep_alive_s, priority, preload))
         return ticket
@@ -459,7 +468,15 @@ class FleetLoop:
         ticket.end(lease, None)
 
     def _refused(self, effect: Refuse) -> None:
-        self._tickets.pop(effect.request_id).end(None, effect.error)
+        ticket, error = self._tickets.pop(effect.request_id), effect.error
+        if isinstance(error, InsufficientMemory):
+            error = refusals.in_parts(error, ticket.planned.footprint, self._others_bytes)
+        ticket.end(None, error)
+
+    @property
+    def _others_bytes(self) -> int:
+        """What other processes take of the memory we may use; 0 when that is not measured."""
+        return max(0, self._whole_bytes - self._scheduler.budget_bytes)
 
     # --- workers --------------------------------------------------------------------------------------------
 
