@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 import homelab_llm
@@ -198,6 +201,29 @@ def test_verbs_that_concern_this_machine_stay_here(mlxctl: Mlxctl, far: Path, mo
     assert "ssh -t gone mlxctl service status" in refused.err
     assert mlxctl("--host", "-oProxyCommand=x", "list").code == 3
     assert mlxctl("--host", "a", "--local", "list").code == 2
+
+
+def test_control_c_here_ends_the_command_there(far: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (far / "logs").mkdir(parents=True)
+    (far / "logs" / "daemon.log").write_text("one line\n")
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    program = f"import os, sys; os.open({str(alive)!r}, os.O_WRONLY)\n"
+    program += "from homelab_llm.interface.cli.main import main\nsys.exit(main())"
+    runs(monkeypatch, far, "-c", program)
+    command = [sys.executable, "-m", "homelab_llm.interface.cli.main", "logs", "-f"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        with alive.open("rb") as held_open:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"one line\n"
+            # A terminal sends Ctrl-C to the whole group; this group is the test's, so both are told one by one.
+            (ssh,) = psutil.Process(running.pid).children()
+            running.send_signal(signal.SIGINT)
+            ssh.send_signal(signal.SIGINT)
+            assert running.wait(20) == 130
+            readable, _, _ = select.select([held_open], [], [], 20)
+            assert readable, "the far command goes on"
+            assert held_open.read() == b""
 
 
 def test_the_table_of_reach_covers_the_tree_and_nothing_else() -> None:

@@ -6,14 +6,17 @@ Standard input, output and error are ours, and so is the exit code; only ssh's o
 
 from __future__ import annotations
 
-import contextlib
+import os
 import re
+import select
 import shlex
+import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab_llm.core.errors import HostUnavailable, InvalidInput, NotFound, VersionMismatch
+from homelab_llm.core.errors import Cancelled, HostUnavailable, InvalidInput, NotFound, VersionMismatch
 
 EXPECT_VERSION = "--expect-version"
 """Tells the far side our version; it refuses what would change something on another one."""
@@ -103,14 +106,17 @@ def run_there(
         HostUnavailable: ssh failed: no route, no such host, no key, the connection broke.
         NotFound: ``far.command`` is not there.
         VersionMismatch: it is too old to compare versions.
+        Cancelled: Ctrl-C; the far command is interrupted as well.
     """
     call = ssh_argv(far, [EXPECT_VERSION, version, *argv], terminals)
     try:
-        code = _wait(subprocess.Popen(call, env=dict(environ)))
+        code, interrupted = _wait(subprocess.Popen(call, env=dict(environ)))
     except FileNotFoundError as error:
         raise HostUnavailable(
             "there is no ssh on this machine", hint="install the OpenSSH client", host=far.host
         ) from error
+    if interrupted and code in (_SSH_FAILED, -signal.SIGINT):
+        raise Cancelled("interrupted; the command over there ends too")
     if code == FAR_USAGE:
         return _USAGE
     if failure := _failure(far, code, version):
@@ -118,11 +124,29 @@ def run_there(
     return code if code >= 0 else 128 - code
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Ctrl-C reaches ssh itself; we only wait until it has ended."""
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit code, and whether Ctrl-C came; that reaches ssh itself, so we only wait until it has ended."""
+    interrupted = False
     while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            return process.wait()
+        try:
+            return process.wait(), interrupted
+        except KeyboardInterrupt:
+            interrupted = True
+
+
+def end_with_caller(stdout: int = 1) -> None:
+    """On the far side: interrupt this process when the machine that forwarded the call goes away.
+
+    Without a terminal nothing else would tell it: ssh ends and the far command goes on, silently.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(stdout, 0)  # only that the other end is gone
+        if poll.poll():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _failure(far: FarSide, code: int, version: str) -> HostUnavailable | NotFound | VersionMismatch | None:

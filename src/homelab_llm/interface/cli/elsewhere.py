@@ -37,6 +37,9 @@ def place_verb(invocation: Invocation, options: Mapping[str, Any], argv: Sequenc
     """
     if invocation.expected_version is not None:
         _compare_versions(invocation, argv)
+        from homelab_llm.ops.remote import end_with_caller
+
+        end_with_caller()
         return None
     host, url = options["host"], options["url"]
     if sum(map(bool, (host, options["local"], url))) > 1:
