@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from asyncio.subprocess import Process
@@ -59,6 +61,13 @@ async def a_daemon(model: Path, *, grace_s: float = 0.0, loop: str = "asyncio") 
     return daemon, pids
 
 
+async def a_daemon_that_dies(model: Path, place: str) -> None:
+    """A daemon that is killed at this failpoint, the first time that it comes by; its workers have a long grace."""
+    daemon = await _started(model, 600.0, "asyncio", "start", HOMELAB_FAILPOINTS=f"{place}=kill")
+    await daemon.communicate()
+    assert daemon.returncode == -signal.SIGKILL
+
+
 async def an_adopter(model: Path, *, grace_s: float = 600.0, loop: str = "asyncio") -> tuple[Process, dict[str, Any]]:
     """A process that adopts what it finds; how long that took, and the pids of host and engine of each worker."""
     daemon = await _started(model, grace_s, loop, "adopt")
@@ -71,9 +80,9 @@ async def killed(daemon: Process) -> None:
     await daemon.communicate()
 
 
-async def _started(model: Path, grace_s: float, loop: str, mode: str) -> Process:
+async def _started(model: Path, grace_s: float, loop: str, mode: str, **environ: str) -> Process:
     argv = [sys.executable, "-c", DAEMON, str(model), str(grace_s), loop, mode]
-    return await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
+    return await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE, env={**os.environ, **environ})
 
 
 async def _line(daemon: Process) -> Any:

@@ -23,7 +23,7 @@ from homelab_llm.testing.events import Recorded, eventually
 from homelab_llm.testing.models import write_fake_model
 
 from .conftest import Bench, dead, of, record_of, stream_until_token
-from .doomed import a_daemon, an_adopter, killed
+from .doomed import a_daemon, a_daemon_that_dies, an_adopter, killed
 
 pytestmark = pytest.mark.requirement("B-5")
 
@@ -111,6 +111,27 @@ async def test_a_worker_that_still_loads_is_adopted_and_reports_later(
     assert sorted(reported) == [one.worker_id for one in survivors if not one.ready]
     records = read_records(bench.home).values()
     assert all(record is not None and record.ready and record.memory_bytes for record in records)
+
+
+PLACES = ("recorded", "spawned", "named", "met", "answering", "proven", "ready")
+
+
+@pytest.mark.requirement("R-S2")
+@pytest.mark.parametrize("place", PLACES)
+async def test_after_a_kill_anywhere_in_a_load_each_worker_is_adopted_or_gone(
+    bench: Bench, tmp_path: Path, place: str
+) -> None:
+    await a_daemon_that_dies(write_fake_model(tmp_path / "m.gguf", load_s=0.05), f"worker.{place}")
+    survivors = await bench.supervisor.survivors()
+    assert await bench.supervisor.sweep() == []
+    assert not bench.notices
+    ids = {one.worker_id for one in survivors}
+    assert ids == set(read_records(bench.home)) == {path.stem for path in bench.home.runtime.iterdir()}
+    assert "aaaaa" in ids or place == "recorded"
+    for one in survivors:
+        if not one.ready:
+            await bench.events.until(partial(loaded, one.worker_id))
+        await answers(bench, one.worker_id)
 
 
 async def test_a_load_that_fails_after_the_adoption_is_told_with_its_reason(bench: Bench, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def path_of(home: Home, worker_id: str) -> Path:
 
 def forget(home: Home, worker_id: str) -> None:
     """Remove the record: the worker is dead by proof."""
-    path_of(home, worker_id).unlink(missing_ok=True)
+    path = path_of(home, worker_id)
+    for left in (path, path.with_suffix(".json~")):
+        left.unlink(missing_ok=True)
 
 
 def read_records(home: Home) -> dict[str, WorkerRecord | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from homelab_llm.core.errors import EngineError, EngineReplyInvalid, HomelabError, InternalError, LoadFailed
+from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.paths import Home
 from homelab_llm.inference.engines.base import LaunchPlan
 from homelab_llm.inference.fleet import graves, processes, vocabulary
@@ -213,17 +214,22 @@ class Worker:
         self._ask_stats()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._measured.wait(), _FIRST_MEASURE_S)
+        failpoint("worker.proven")
         self._keep(ready=True, memory_bytes=self._memory_bytes)
+        failpoint("worker.ready")
 
     def _start_host(self, plan: LaunchPlan, host_argv: Sequence[str]) -> HostProcess:
         """The record is written before and after: at no moment is a worker alive that could not be proven ours."""
         self._files.remove()
         self._record.write(self._home)
+        failpoint("worker.recorded")
         spec = write_spec(self._files, plan, self._record.nonce, self._lifetimes)
         with self._files.open_log() as log:
             host = self._host = HostProcess.spawn([*host_argv, str(spec)], log)
         self._groups.append(host.identity)
+        failpoint("worker.spawned")
         self._keep(host=host.identity)
+        failpoint("worker.named")
         return host
 
     async def _reach(self) -> Control | None:
@@ -258,6 +264,7 @@ class Worker:
         if hello is None:
             await host.wait()
             raise self._error(None, loading=True)
+        failpoint("worker.met")
         self._take(control, host, hello)
         if self._end_within_s is not None:
             control.send({"cmd": "drain", "term_s": self._end_within_s})
@@ -296,6 +303,7 @@ class Worker:
         await until_ready(socket, self._record.ready_path, lambda: self._engine_pid)
         with contextlib.suppress(OSError):
             socket.chmod(0o600)
+        failpoint("worker.answering")
         await send_canary(socket, self._record.probe, self._record.model, log=self._files.log.name)
 
     # --- what the host tells ---
