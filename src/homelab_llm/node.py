@@ -136,6 +136,7 @@ class Node:
         await self.controller.close()
         await self.fleet.close(leave_workers=leave_workers)
         await asyncio.gather(*self._chores, return_exceptions=True)
+        self._awake.close()
         self.events.close()
         await asyncio.to_thread(self.data.close)
 
@@ -275,6 +276,7 @@ class Node:
             drain_s=fleet.drain_s,
             orphan_grace_s=fleet.orphan_grace_s,
             canary=fleet.canary,
+            publish=self.events.publish,
         )
         return self._supervisor
 
