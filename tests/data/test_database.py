@@ -82,12 +82,14 @@ def test_one_daemon_uses_a_schema_of_postgresql(postgres: Postgres, tmp_path: Pa
             connection.exec_driver_sql(f"CREATE SCHEMA {database.address.schema}")
         database.claim()
     with pytest.raises(DaemonRunning) as caught:
-        second.claim()
+        second.claim(wait_s=0)
     assert "pid" in caught.value.message
+    waiting = threading.Thread(target=second.claim)
+    waiting.start()
     first.release()
-    second.claim()
+    waiting.join()
     with pytest.raises(DaemonRunning):
-        first.claim()
+        first.claim(wait_s=0.1)
     for database in (first, second, elsewhere):
         database.close()
 

@@ -6,6 +6,7 @@ it with ``BEGIN IMMEDIATE``, PostgreSQL with an advisory lock of the schema that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from homelab_llm.core.errors import DaemonRunning, DatabaseUnavailable, HomelabE
 from homelab_llm.data.address import Address, Dialect
 
 BUSY_S = 60.0
+CLAIM_S = 5.0
+_POLL_S = 0.05
 _WRITERS, _DAEMON = 0x686C01, 0x686C03  # classes of advisory locks; the second half of a lock is the schema
 MIGRATION = 0x686C02
 
@@ -95,8 +98,11 @@ class Database:
             connection.execution_options(isolation_level="AUTOCOMMIT", homelab_alone=True)
             yield connection
 
-    def claim(self) -> None:
+    def claim(self, wait_s: float = CLAIM_S) -> None:
         """Be the one daemon of this PostgreSQL schema until ``release`` or ``close``. SQLite: the home's lock says so.
+
+        Args:
+            wait_s: how long to wait for a daemon that just ended or is handing over.
 
         Raises:
             DaemonRunning: another daemon is; the message says which.
@@ -104,17 +110,20 @@ class Database:
         """
         if self.dialect == "sqlite" or self._claim is not None:
             return
+        deadline_s = time.monotonic() + wait_s
         with self._translated():
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if connection.execute(advisory_lock("pg_try_advisory_lock", _DAEMON)).scalar():
-                connection.detach()  # the pool must never take it back and reset it
-                self._claim = connection
-                return
-            holder = connection.execute(_HOLDER, {"lock": _DAEMON}).scalar() or "unknown"
-            connection.close()
-        raise DaemonRunning(
-            f"another daemon uses {self.address} ({holder})", hint="give this one a schema of its own: ?schema=NAME"
-        )
+            while not connection.execute(advisory_lock("pg_try_advisory_lock", _DAEMON)).scalar():
+                if time.monotonic() >= deadline_s:
+                    holder = connection.execute(_HOLDER, {"lock": _DAEMON}).scalar() or "unknown"
+                    connection.close()
+                    raise DaemonRunning(
+                        f"another daemon uses {self.address} ({holder})",
+                        hint="give this one a schema of its own: ?schema=NAME",
+                    )
+                time.sleep(_POLL_S)
+            connection.detach()  # the pool must never take it back and reset it
+            self._claim = connection
 
     def release(self) -> None:
         """End the claim, if there is one; another daemon may take it at once."""
