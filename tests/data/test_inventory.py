@@ -102,6 +102,7 @@ def test_deployments_follow_the_events_of_workers(database: Database) -> None:
         worker("evicted", "a", 3),
         worker("unloaded", "a", 4),
         worker("adopted", "b", 5, pid=12),
+        Event("swapped", service="slot:8101", model="m", port=8101, unix_s=5.5),
         worker("loading", "c", 6),
         worker("failed", "c", 7),
         worker("loading", "d", 8),
@@ -122,3 +123,4 @@ def test_deployments_follow_the_events_of_workers(database: Database) -> None:
         ("d", 8.0, None, 9.0, "its daemon ended"),
     ]
     assert (found[0]["engine"], found[0]["footprint_bytes"], found[1]["pid"]) == ("llama.cpp", 77, 12)
+    assert [row["port"] for row in found] == [0, 8101, 0, 0]

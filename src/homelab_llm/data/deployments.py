@@ -11,6 +11,7 @@ from homelab_llm.core.events import Event
 from homelab_llm.data.tables import deployments
 
 _READY = ("loaded", "adopted")
+_SLOTTED = ("assigned", "swapped")
 _ENDS = ("unloaded", "evicted", "failed", "crashed")
 
 
@@ -20,18 +21,24 @@ def follow_events(connection: Connection, events: Sequence[Event]) -> None:
     | event | row of the worker |
     |---|---|
     | loading | begins |
-    | loaded, adopted | is ready; begins, where the start was not seen |
+    | loaded | is ready; begins, where the start was not seen |
+    | adopted | goes on; begins, where the start was not seen |
+    | assigned, swapped | serves a port |
     | unloaded, evicted, failed, crashed | ends, with the event's sentence as the reason |
     """
     for event in events:
+        if event.kind in _SLOTTED:
+            _slot(connection, event)
         what, _, worker_id = event.service.partition(":")
         if what != "worker" or not worker_id:
             continue
         if event.kind == "loading":
             _begin(connection, event, worker_id)
         elif event.kind in _READY:
-            ready = {"ready_unix_s": event.unix_s, **_told(event)}
-            if not _change(connection, worker_id, ready):
+            told = {"model": event.model, **_told(event)} | (
+                {"ready_unix_s": event.unix_s} if event.kind == "loaded" else {}
+            )
+            if not _change(connection, worker_id, told):
                 _begin(connection, event, worker_id, ready_unix_s=event.unix_s)
         elif event.kind in _ENDS:
             _change(connection, worker_id, {"ended_unix_s": event.unix_s, "reason": event.text})
@@ -55,6 +62,12 @@ def _begin(connection: Connection, event: Event, worker_id: str, **values: Any) 
 def _change(connection: Connection, worker_id: str, values: dict[str, Any]) -> bool:
     running = update(deployments).where(deployments.c.worker_id == worker_id, deployments.c.ended_unix_s.is_(None))
     return connection.execute(running.values(values)).rowcount > 0
+
+
+def _slot(connection: Connection, event: Event) -> None:
+    """The running worker of the event's model serves its port from now on."""
+    running = update(deployments).where(deployments.c.model == event.model, deployments.c.ended_unix_s.is_(None))
+    connection.execute(running.values(port=event.port))
 
 
 def _told(event: Event) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.events import Event, Level
 from homelab_llm.inference.fleet.vocabulary import Notify, NotifyKind
 
+_LIFE = frozenset({"loading", "loaded", "adopted"})
 _LEVELS: Mapping[NotifyKind, Level] = {
     "queued": "debug",
     "progress": "debug",
@@ -19,9 +20,15 @@ _LEVELS: Mapping[NotifyKind, Level] = {
 }
 
 
-def event_of(notice: Notify) -> Event:
-    """The event of a notice; facts hold the numbers of its error, the part of a load that is done, ids."""
+def event_of(notice: Notify, worker: Mapping[str, Any]) -> Event:
+    """The event of a notice; facts hold the numbers of its error, the part of a load that is done, ids.
+
+    Args:
+        worker: what is known of the worker it concerns; told where its life changes.
+    """
     facts: dict[str, Any] = dict(notice.error.facts) if notice.error else {}
+    if notice.kind in _LIFE:
+        facts |= {name: value for name, value in worker.items() if value}
     if notice.error is not None:
         facts["code"] = notice.error.code
     if notice.kind == "progress":

@@ -548,9 +548,18 @@ class FleetLoop:
 
     def _tell(self, effect: Notify) -> None:
         if self._publish is not None:
-            self._publish(event_of(effect))
+            self._publish(event_of(effect, self._known_of(effect.worker_id)))
         for ticket in self._loads:
             ticket.wake()
+
+    def _known_of(self, worker_id: str) -> dict[str, Any]:
+        """What an event of this worker tells about it; empty where there is none."""
+        running = self._running.get(worker_id)
+        if running is None:
+            return {}
+        info = self._workers.info(worker_id)
+        pid, memory_bytes = (info.pid, info.memory_bytes) if info else (0, 0)
+        return {"engine": running.planned.engine, "pid": pid, "footprint_bytes": memory_bytes}
 
     def _arm(self) -> None:
         wake_s = self._scheduler.next_wake_s()
