@@ -31,7 +31,7 @@ async def test_the_registry_alone_decides_what_starts(rig: Rig) -> None:
     await rig.controller.start()
     await rig.controller.boot()
     assert rig.loaded() == {"one:latest", "two:latest"}
-    assert [step async for step in rig.controller.reconcile(apply=False)][-1]["actions"] == 0
+    assert [step async for step in rig.controller.reconcile(apply=False)][-1]["actions"] == []
 
 
 @pytest.mark.parametrize("rig", [{"auto_load": False}], indirect=True)
@@ -100,10 +100,11 @@ async def test_another_process_changes_the_registry_and_reconcile_follows(rig: R
     assert (await rig.row())["drift"] == "shall serve two, serves one-latest"
     assert "drift" in [event.kind for event in rig.events]
     dry = [step async for step in rig.controller.reconcile(apply=False)]
-    assert [(step.get("action"), step["stage"]) for step in dry] == [("swap", "would"), (None, "done")]
+    assert [step["stage"] for step in dry] == ["would", "done"]
+    assert [(row["port"], row["action"], row["model"]) for row in dry[-1]["actions"]] == [(FIRST, "swap", "two")]
     assert rig.loaded() == {"one:latest"}
     done = await last(rig.controller.reconcile(apply=True))
-    assert (done["failed"], done["left"]) == ([], 0)
+    assert (done["failed"], done["left"]) == (0, 0)
     assert (await rig.ask(), rig.loaded()) == ("two:latest", {"two:latest"})
     assert (await rig.row())["drift"] == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from itertools import count
+from typing import Any
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.registry.state import serve
@@ -18,20 +19,20 @@ WATCH_S = 5.0
 _DRIFT_EVERY = 12  # looks: foreign servers are asked and the exported file is read, which is not for nothing
 
 
-async def boot(board: Board, work: Work, *, auto_load: bool) -> dict[str, int]:
+async def boot(board: Board, work: Work, *, auto_load: bool) -> dict[str, Any]:
     """Match adopted workers to slots, then load what the registry assigns, one model at a time.
 
     A model that fits only in place of another slot's is left to its first request.
     """
     await recognise(board)
     if not auto_load:
-        return {"actions": 0}
+        return {}
     result = await reconcile(board, work, apply=True, gently=True)
-    for row in result["failed"]:
-        error = row["error"]
-        board.tell("load_failed", f"port {row['port']}: {error['message']}", slot=board.table.find(row["port"]),
-                   level="error", code=error["code"])  # fmt: skip
-    return {"actions": int(result["actions"])}
+    for row in result["actions"]:
+        if "error" in row:
+            slot = board.table.find(row["port"])
+            board.tell("boot_failed", row["text"], slot=slot, level="error", code=row["error"]["code"])
+    return result
 
 
 async def recognise(board: Board) -> None:

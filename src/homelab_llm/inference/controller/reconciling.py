@@ -25,32 +25,36 @@ async def reconcile(board: Board, work: Work, *, apply: bool, gently: bool = Fal
         gently: a model that fits only without another slot's is left to its first request.
 
     Returns:
-        The last step: ``actions`` that were found, ``failed`` errors with their ports, and what is left as ``drift``.
+        The last step: the ``actions`` with what came of them, how many ``failed``, and how many would be ``left``.
     """
     found = actions(await lives(board))
-    failed: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     for number, action in enumerate(found):
-        told: dict[str, Any] = {"port": action.port, "action": action.kind, "model": action.model, "why": action.why}
-        work.tell("would" if not apply else "applying", action.text, done=number / len(found), **told)
+        row: dict[str, Any] = {"port": action.port, "alias": action.alias, "action": action.kind, "model": action.model,
+               "why": action.why, "text": action.text}  # fmt: skip
+        told.append(row)
+        work.tell("applying" if apply else "would", action.text, done=number / len(found), action=dict(row))
         if not apply:
             continue
         try:
-            text = await _carry_out(board, work, action, gently=gently)
-            work.tell("applied", f"{action.text}: {text}", done=(number + 1) / len(found), **told)
+            result = await _carry_out(board, work, action, gently=gently)
+            row["text"] = f"{action.text}: {result}"
         except (HomelabError, OSError) as error:
-            body = error.as_dict() if isinstance(error, HomelabError) else {"code": "os_error", "message": str(error)}
-            failed.append({"port": action.port, "error": body})
-            work.tell("failed", f"{action.text}: {error}", done=(number + 1) / len(found), **told)
-    left = actions(await lives(board)) if apply else found
+            row["text"] = f"{action.text}: failed: {error}"
+            row["error"] = (
+                error.as_dict() if isinstance(error, HomelabError) else {"code": "os_error", "message": str(error)}
+            )
+        work.tell("failed" if "error" in row else "applied", row["text"], done=(number + 1) / len(found))
+    failures = sum("error" in row for row in told)
     return {
         "stage": "done",
         "done": 1.0,
         "place": 0,
-        "text": _summary(len(found), len(failed), apply=apply),
-        "actions": len(found),
+        "text": _summary(len(found), failures, apply=apply),
         "applied": apply,
-        "failed": failed,
-        "left": len(left),
+        "actions": told,
+        "failed": failures,
+        "left": len(actions(await lives(board))) if apply else len(found),
     }
 
 

@@ -74,7 +74,10 @@ async def registry_drift(board: Board) -> str:
 
 
 def _row(board: Board, live: Live) -> dict[str, Any]:
-    """A slot; ``model`` is the name of what it serves, loaded or not, and ``pid`` None where nothing runs."""
+    """A slot; ``model`` is the name of what it serves, loaded or not, and ``pid`` None where nothing runs.
+
+    ``actual`` is the slug of what is loaded, or was proven last and is still wanted.
+    """
     slot, pointer = live.slot, board.pointers.of(live.slot)
     known = board.snapshot.state.assignment(slot.port)
     entry = board.snapshot.state.entries.get(pointer.slug)
@@ -87,7 +90,7 @@ def _row(board: Board, live: Live) -> dict[str, Any]:
         "address": f"http://{board.host}:{slot.port}/v1",
         "state": state_of(live),
         "desired": known.desired,
-        "actual": known.actual,
+        "actual": live.serves if live.loaded else known.actual if known.actual == known.desired else "",
         "last_good": known.last_good,
         "model": pointer.target.model.name if pointer.target is not None else "",
         "changing_to": turn.model if turn else "",

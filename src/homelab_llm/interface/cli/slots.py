@@ -95,6 +95,8 @@ def chosen_slots(rows: Sequence[Mapping[str, Any]], targets: Iterable[str]) -> l
         meant = [row for row in rows if target in (str(row["port"]), row["alias"])] or [
             row for row in rows if names & {row.get("desired"), row.get("actual"), row.get("model")} - {"", None}
         ]
+        if not meant and target.isascii() and target.isdigit():
+            meant = [{"port": int(target)}]  # the registry may assign a port that is no slot any more
         if not meant:
             raise SlotNotFound(
                 f"{target[:80]} is neither a slot nor a model that a slot serves",

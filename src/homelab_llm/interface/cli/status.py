@@ -51,6 +51,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield ""
         yield from slot_lines(rows)
+    if words := found.get("registry_drift"):
+        yield f"drift    {words}"
     if found.get("registry_drift"):
         yield f"drift    registry: {found['registry_drift']}"
 
