@@ -71,6 +71,7 @@ STATUSES: dict[type[HomelabError], int] = {
     errors.DigestMismatch: 502,
     errors.DaemonUnavailable: 503,
     errors.HandedOver: 503,
+    errors.HostUnavailable: 503,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: CLIENT_CLOSED,
     errors.DatabaseUnavailable: 503,
