@@ -140,6 +140,11 @@ class Node:
         self.events.close()
         await asyncio.to_thread(self.data.close)
 
+    @property
+    def busy(self) -> bool:
+        """Whether slots are being changed."""
+        return self.controller.busy
+
     def hand_over(self, on_end: Callable[[str], None]) -> dict[str, int]:
         """Begin nothing any more; gives the requests that run, by worker. They go on.
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -19,6 +20,7 @@ from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.events import eventually
 from homelab_llm.testing.models import write_fake_model
+from homelab_llm.testing.slotted import free_ports, rows, steps
 
 Start = Callable[..., Daemon]
 MANAGED = {"NOTIFY_SOCKET": "/nonexistent"}
@@ -124,3 +126,29 @@ async def test_a_killed_daemons_stream_ends_and_its_worker_serves_the_next_one(s
     daemon.start()
     assert (worker(daemon)["pid"], worker(daemon)["state"]) == (row["pid"], "ready")
     assert daemon.call("POST", "/v1/chat/completions", asked("fake: tokens=2"))[0] == 200
+
+
+@pytest.mark.requirement("B-5", "R-F4")
+def test_a_restart_waits_for_a_slot_that_is_being_loaded(home: Home) -> None:
+    """Half of a load cannot be handed over, and the new daemon must not take it for a failure."""
+    path = write_fake_model(home.root / "slow.gguf", load_s=1.5)
+    ModelStore(home.store).import_path(path, ModelRef.parse("slow"))
+    (port,) = free_ports(1)
+    with Daemon(home, fake=True, slots=str(port), environ={"HOMELAB_FLEET__ORPHAN_GRACE_S": "60"}) as daemon:
+        told: list[tuple[int, Any]] = []
+        body = {"model": "slow", "slot": str(port)}
+        loading = threading.Thread(target=lambda: told.append(daemon.call("POST", "/admin/slots/load", body)))
+        loading.start()
+        while rows(daemon)[0]["state"] != "loading":
+            assert not told, told
+        daemon.restart()
+        loading.join(30)
+        assert steps(told[0])[-1]["stage"] == "ready"
+        (row,) = rows(daemon)
+        assert (row["state"], row["model"], row["last_failure"], row["drift"]) == ("serving", "slow:latest", "", "")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(asked("fake: tokens=2")), {"Content-Type": "application/json"}
+        )
+        assert connection.getresponse().status == 200
+        connection.close()

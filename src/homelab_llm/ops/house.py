@@ -92,6 +92,10 @@ class NodeHouse:
     def sockets(self) -> Sequence[tuple[str, int]]:
         return self._door.sockets()
 
+    @property
+    def busy(self) -> bool:
+        return self._node.busy
+
     async def hand_over(self, done: Callable[[str], None]) -> Mapping[str, int]:
         self._door.pause()
         return self._node.hand_over(done)

@@ -101,6 +101,11 @@ class Controller:
         waited = [task for task in (self._watching, *self._tasks) if task is not None]
         await asyncio.gather(*waited, return_exceptions=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command is under way that another daemon could not go on with."""
+        return bool(self._works or self._tasks)
+
     def chosen(self, model: StoredModel) -> ModelOptions:
         """What the registry says about how a model is run, for the planner; a look-up."""
         entry = self._board.snapshot.by_model.get(full_name(model.name))

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 TAKE_OVER_S = 30.0  # until the new daemon is prepared, and again until it serves
 DRAIN_S = 30.0
+QUIET_S = 30.0
+_LOOK_S = 0.02
 _COLD = "mlxctl daemon restart --cold"
 
 
@@ -30,6 +32,11 @@ class Leaving(Protocol):
 
     def sockets(self) -> Sequence[tuple[str, int]]:
         """The listening sockets, by what was asked for when they were bound."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command of the operator is under way, which must end first."""
         ...
 
     async def hand_over(self, done: Callable[[str], None]) -> Mapping[str, int]:
@@ -95,7 +102,7 @@ class Restart:
             python: the interpreter to run it with; empty = ours.
 
         Raises:
-            Conflict: a restart is under way.
+            Conflict: a restart is under way, or slots are being changed for too long.
         UnsupportedRequest: whoever started this process would not accept another one in its place.
             DaemonUnavailable: the new daemon failed; this one goes on.
         """
@@ -159,6 +166,16 @@ class Restart:
         self._end()
         return found
 
+    async def _quiet(self, deadline_s: float) -> None:
+        """Wait until no slot is being changed: half of a load or swap cannot be handed over."""
+        while self._house.busy:
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise Conflict(
+                    "models are being loaded into slots",
+                    hint="wait until mlxctl status shows none loading, or: mlxctl daemon restart --cold",
+                )
+            await asyncio.sleep(_LOOK_S)
+
     def _spawn(self, python: str) -> Successor:
         failpoint("handover.spawn")
         return Successor(
@@ -168,6 +185,7 @@ class Restart:
     async def _pass_on(self, successor: Successor) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         prepared = await successor.expect(Prepared, loop.time() + TAKE_OVER_S)
+        await self._quiet(loop.time() + QUIET_S)
         try:
             leases = await self._house.hand_over(lambda worker_id: successor.channel.send(Done(worker_id)))
             failpoint("handover.yours")
