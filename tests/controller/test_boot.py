@@ -31,6 +31,8 @@ async def test_the_registry_alone_decides_what_starts(rig: Rig) -> None:
     await rig.controller.start()
     await rig.controller.boot()
     assert rig.loaded() == {"one:latest", "two:latest"}
+    kinds = [event.kind for event in rig.events if event.kind in ("loading", "loaded")]
+    assert kinds == ["loading", "loaded"] * 2  # never two at once
     assert [step async for step in rig.controller.reconcile(apply=False)][-1]["actions"] == []
 
 
@@ -107,6 +109,20 @@ async def test_another_process_changes_the_registry_and_reconcile_follows(rig: R
     assert (done["failed"], done["left"]) == (0, 0)
     assert (await rig.ask(), rig.loaded()) == ("two:latest", {"two:latest"})
     assert (await rig.row())["drift"] == ""
+
+
+@pytest.mark.requirement("R-F3")
+async def test_another_engine_in_the_registry_is_drift_until_the_model_is_started_anew(rig: Rig) -> None:
+    rig.model("one")
+    await rig.load("one:latest", FIRST)
+    pid = (await rig.row())["pid"]
+    entry = replace(rig.state.entries["one-latest"], engine="other")
+    rig.registry.change(lambda state: register(state, entry))
+    await rig.controller.refresh()
+    assert (await rig.row())["drift"] == "engine changed: serves with fake, shall be other"
+    assert (await last(rig.controller.reconcile(apply=True)))["left"] == 0
+    row = await rig.row()
+    assert (row["drift"], row["engine"], row["pid"] == pid) == ("", "other", False)
 
 
 @pytest.mark.requirement("R-F3")

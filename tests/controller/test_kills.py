@@ -25,7 +25,7 @@ SOURCES = Path(homelab_llm.inference.controller.__file__).parent.glob("*.py")
 BOTH_FIT = ["before_pull", "after_pull", "before_load", "after_load", "before_flip", "before_serve", "after_serve"]
 BOTH_FIT += ["before_unload", "after_unload"]
 CASES = [("load", 2, point) for point in BOTH_FIT]
-CASES += [("load", 1, point) for point in ("before_unload", "after_unload", "after_load", "before_serve")]
+CASES += [("load", 1, point) for point in ("after_unload", "before_serve")]
 CASES += [("unload", 2, point) for point in ("before_unload", "after_unload")]
 CASES += (
     [("load", room, f"registry.{point}_commit") for room in (2, 1) for point in ("before", "after")] if FULL else []

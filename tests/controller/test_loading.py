@@ -283,6 +283,12 @@ async def test_a_server_of_another_origin_is_told_and_can_be_adopted(rig: Rig) -
     target = rig.controller.route("jerry-xl")
     assert (target.foreign, target.model.name) == (("127.0.0.1", FIRST), "llama3")
     assert ((await rig.row())["drift"], (await rig.controller.verify())["ok"]) == ("", True)
+    held = rig.ports.foreign.pop(FIRST)  # it ended, and the port is ours now
+    assert (await rig.row())["drift"].endswith("is gone")
+    with pytest.raises(HomelabError) as caught:
+        rig.controller.route("whatever", FIRST)
+    assert (caught.value.code, caught.value.hint) == ("slot_empty", f"mlxctl unload {FIRST}")
+    rig.ports.foreign[FIRST] = held
     assert (await rig.controller.unload("jerry-xl"))["unloaded"] is False
     assert rig.state.assignment(FIRST).foreign == ""
     with pytest.raises(HomelabError) as caught:

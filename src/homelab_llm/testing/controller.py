@@ -110,7 +110,8 @@ class Rig:
 
     def plan(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
         options = EngineOptions(context_tokens=context_tokens or 512, parallel=2)
-        key = f"{model.digest}/{options.context_tokens}"
+        engine = self.controller.chosen(model).engine or self.engine.name
+        key = f"{model.digest}/{engine}/{options.context_tokens}"
         footprint = self.footprints.get(model.name, FOOTPRINT)
         demand = Demand(key, model.name, footprint.total_bytes, options.parallel)
 
@@ -118,7 +119,7 @@ class Rig:
             return self.engine.plan(model, options, socket, self.home.derived)
 
         traits = self.engine.traits
-        return Planned(demand, launch, self.engine.name, options.context_tokens, traits, footprint=footprint)
+        return Planned(demand, launch, engine, options.context_tokens, traits, footprint=footprint)
 
     def model(self, name: str, *, stored: bool = True, **more: Any) -> StoredModel:
         """A fake model; in the store unless told otherwise."""

@@ -48,7 +48,9 @@ class Router:
         self._look()
         pointer = self._pointers.at(port) if port else self._pointers.named(name)
         if pointer is not None:
-            return pointer.target or _nothing(pointer)
+            if pointer.target is None or (port and pointer.target.foreign is not None):
+                raise nothing_on(pointer)  # who reaches us there does not reach the server that was adopted
+            return pointer.target
         target = self._known.get(name)
         if target is None:
             target = target_of(self._shelf.resolve(name), self._snapshot())
@@ -96,16 +98,24 @@ def slot_target(slot: Slot, entry: Entry, model: StoredModel, snapshot: Snapshot
     return target_of(model, snapshot, slot, why=f"{slot.alias} (port {slot.port}) serves {entry.slug}")
 
 
-def _nothing(pointer: Pointer) -> Target:
+def nothing_on(pointer: Pointer) -> SlotEmpty:
+    """The error of a slot without a model, with the command that fills it."""
     slot = pointer.slot
+    if pointer.target is not None:
+        return SlotEmpty(
+            f"the server that was adopted on slot {slot.port} ({slot.alias}) is gone",
+            hint=f"mlxctl unload {slot.port}",
+            port=slot.port,
+            alias=slot.alias,
+        )
     if pointer.missing:
-        raise SlotEmpty(
+        return SlotEmpty(
             f"slot {slot.port} ({slot.alias}) shall serve {pointer.missing}, which is not in the store",
             hint="mlxctl reconcile --apply",
             port=slot.port,
             alias=slot.alias,
         )
-    raise SlotEmpty(
+    return SlotEmpty(
         f"slot {slot.port} ({slot.alias}) serves no model",
         hint=f"mlxctl load MODEL {slot.port}",
         port=slot.port,

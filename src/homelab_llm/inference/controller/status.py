@@ -16,8 +16,7 @@ from homelab_llm.inference.controller.slots import Pointer
 async def lives(board: Board) -> list[Live]:
     """Every slot as it is now; asks who holds the ports that are not ours, all at once."""
     unbound = set(board.ports.unbound()) & set(board.table.ports)
-    adopted = {port for port, known in board.snapshot.state.assignments.items() if known.foreign}
-    asked = sorted(unbound | (adopted & set(board.table.ports)))
+    asked = sorted(unbound)
     found = dict(zip(asked, await asyncio.gather(*map(board.ports.holder, asked)), strict=True))
     board.point_all()
     return [live_of(board, slot, bound=slot.port not in unbound, holder=found.get(slot.port))
