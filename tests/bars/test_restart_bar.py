@@ -23,31 +23,31 @@ from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon, UnixConnection
 from homelab_llm.testing.models import write_fake_model
+from homelab_llm.testing.slotted import free_ports, rows, steps
 
 Note = Callable[..., None]
 
 PATIENCE_S = 60.0
+MODELS = ("one", "two")
 PROMPTS = ("fake: tokens=3", "fake: tokens=30 rate=100", "fake: tokens=60 rate=40", "fake: tokens=20 prefill_s=0.2")
 
 
 @pytest.fixture
 def two_models() -> Iterator[Daemon]:
-    """A daemon with two models of the fake engine; its workers outlive it."""
+    """A daemon with two models of the fake engine, each in a slot; its workers outlive it."""
     with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
         runtime = Path(folder) / "r"
         runtime.mkdir(mode=0o700)
         environ = {"XDG_RUNTIME_DIR": str(runtime), "HOMELAB_FLEET__ORPHAN_GRACE_S": "60"}
         home = Home.at(Path(folder) / "home", environ=environ).ensure()
-        for number, name in enumerate(("one", "two")):
+        for number, name in enumerate(MODELS):
             model = write_fake_model(home.root / f"{name}.gguf", weights_bytes=128 * (number + 1), memory_mb=20)
             ModelStore(home.store).import_path(model, ModelRef.parse(name))
-        with Daemon(home, fake=True, environ=environ) as daemon:
+        ports = free_ports(2)
+        with Daemon(home, fake=True, environ=environ, slots=",".join(map(str, ports))) as daemon:
+            for name, port in zip(MODELS, ports, strict=True):
+                steps(daemon.call("POST", "/admin/slots/load", {"model": name, "slot": str(port)}))
             yield daemon
-
-
-def load(daemon: Daemon, model: str) -> None:
-    status, text = daemon.call("POST", "/admin/models/load", {"model": model})
-    assert (status, '"ready"' in str(text)) == (200, True), text
 
 
 def workers(daemon: Daemon) -> dict[str, dict[str, Any]]:
@@ -64,14 +64,15 @@ def engine_memory_bytes(worker: dict[str, Any]) -> int:
 class Client(threading.Thread):
     """Asks one question after another and wants a whole answer each time; it gives up at the first failure.
 
-    ``keep``: on one connection, as long as the server keeps it open.
+    Its number says how: streams or whole answers, on one connection as long as the server keeps it open or on fresh
+    ones, at the front address or at a slot.
     """
 
-    def __init__(self, address: Callable[[], tuple[str, int]], number: int, stop: threading.Event) -> None:
+    def __init__(self, front: int, slots: list[int], number: int, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self._address = address
+        which = number // 4 % 2
+        self._port, self._model = (slots[which], "any") if number % 3 else (front, MODELS[which])
         self._stream, self._keep = bool(number % 2), number % 4 < 2
-        self._model = ("one", "two")[number // 4 % 2]
         self._prompts = itertools.cycle(PROMPTS[number % 4 :] + PROMPTS[: number % 4])
         self._stop_asking = stop
         self._connection: http.client.HTTPConnection | None = None
@@ -93,7 +94,7 @@ class Client(threading.Thread):
 
     def _ask(self, prompt: str) -> None:
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address(), timeout=PATIENCE_S)
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "stream": self._stream}
         self._connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         reply = self._connection.getresponse()
@@ -117,8 +118,8 @@ class Client(threading.Thread):
 def asking(daemon: Daemon, count: int) -> Iterator[list[Client]]:
     """Clients that ask during the block; at its end all have their last answer."""
     stop = threading.Event()
-    port = daemon.port
-    clients = [Client(lambda: ("127.0.0.1", port), number, stop) for number in range(count)]
+    slots = [row["port"] for row in rows(daemon)]
+    clients = [Client(daemon.port, slots, number, stop) for number in range(count)]
     for client in clients:
         client.start()
     try:
@@ -146,8 +147,6 @@ def until(predicate: Callable[[], bool], what: str) -> float:
 @pytest.mark.requirement("B-5", "R-S2")
 def test_planned_restarts_under_load_fail_no_request(two_models: Daemon, figure: Note, full: bool) -> None:
     restarts, count = (10, 16) if full else (1, 6)
-    for model in ("one", "two"):
-        load(two_models, model)
     before = workers(two_models)
     took_s, marks = [], []
     with asking(two_models, count) as clients:
@@ -190,8 +189,6 @@ def stats(daemon: Daemon, worker: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.requirement("B-5", "R-S2")
 def test_a_killed_daemons_workers_are_adopted(two_models: Daemon, figure: Note, full: bool) -> None:
-    for model in ("one", "two"):
-        load(two_models, model)
     before = workers(two_models)
     memory = {model: engine_memory_bytes(worker) for model, worker in before.items()}
     adopted_s, grown = [0.0], [0.0]
