@@ -128,6 +128,41 @@ async def test_a_model_that_cannot_be_loaded_is_a_typed_error_with_its_log(rig: 
     assert await rig.answer(rig.model("good"), "r2") == "good"
 
 
+@pytest.mark.requirement("R-F6")
+async def test_a_worker_that_answers_as_another_model_gets_no_request(rig: Rig) -> None:
+    with pytest.raises(HomelabError, match="answers as another model") as failed:
+        await rig.answer(rig.model("swapped", canary="other"), "r1")
+    assert failed.value.code == "load_failed"
+    await eventually(lambda: rig.fleet.status()["used_bytes"] == 0)
+
+
+@pytest.mark.requirement("B-5")
+async def test_workers_adopted_after_a_release_serve_under_the_plan_they_were_started_for(rig: Rig) -> None:
+    models = {str(model.digest): model for model in (rig.model("one"),)}
+    (model,) = models.values()
+    await rig.answer(model, "r1")
+    pids = rig.engine_pids()
+    await rig.fleet.close(leave_workers=True)
+    later = Rig(rig.home, rig.folder)
+    assert len(await later.fleet.adopt(models.get)) == 1
+    assert await later.answer(model, "r2") == "one"
+    assert later.engine_pids() == pids
+    await later.fleet.close()
+    assert not [pid for pid in pids if processes.look(pid) is not None]
+
+
+@pytest.mark.requirement("B-5")
+async def test_an_adopted_worker_whose_model_is_gone_is_ended_in_order(rig: Rig) -> None:
+    await rig.answer(rig.model("one"), "r1")
+    (pid,) = rig.engine_pids()
+    await rig.fleet.close(leave_workers=True)
+    later = Rig(rig.home, rig.folder)
+    assert await later.fleet.adopt(lambda _: None) == []
+    await eventually(lambda: later.fleet.status()["workers"] == [])
+    assert processes.look(pid) is None
+    await later.fleet.close()
+
+
 @pytest.mark.requirement("B-3")
 async def test_a_real_worker_is_measured(rig: Rig) -> None:
     await rig.answer(rig.model("one", memory_mb=64), "r1")

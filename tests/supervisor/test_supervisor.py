@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import stat
@@ -274,6 +275,20 @@ async def test_secrets_of_the_daemon_do_not_reach_the_engine(bench: Bench, monke
     printed = (bench.home.worker_logs / "abc12.log").read_text().splitlines()
     assert {"HARMLESS=yes", "EXTRA=given"} <= set(printed)
     assert not [line for line in printed if line.startswith(("HF_TOKEN", "SOME_API_KEY"))]
+
+
+@pytest.mark.requirement("R-I9")
+async def test_each_start_is_logged_with_command_version_and_digest(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("homelab_llm"), "propagate", True)
+    plan = bench.plan("abc12")
+    with caplog.at_level(logging.INFO, "homelab_llm"):
+        bench.supervisor.start("abc12", plan)
+    (line,) = [record for record in caplog.records if record.message == "worker starts"]
+    told = vars(line)
+    assert (told["worker"], told["engine"], told["engine_version"]) == ("abc12", "fake", "1")
+    assert (told["digest"], told["argv"]) == (str(plan.model.digest), list(plan.argv))
 
 
 async def test_a_home_path_of_200_characters_works(bench: Bench, tmp_path: Path) -> None:

@@ -70,11 +70,14 @@ class HostProcess:
         """End it at once, and nobody who has its number by now."""
         if self.dead:
             return
-        with contextlib.suppress(OSError):
-            if not processes.LINUX:
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                handle = os.pidfd_open(self.pid) if processes.LINUX else -1
+            except OSError:  # an old kernel
+                handle = -1
+            if handle < 0:
                 os.kill(self.pid, signal.SIGKILL)
                 return
-            handle = os.pidfd_open(self.pid)
             try:
                 if processes.alive(self.pid, self.started):  # the handle names the process that was just looked at
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
