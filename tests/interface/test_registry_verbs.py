@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from homelab_llm.core.paths import Home
-from homelab_llm.data.upgrade import upgraded
+from homelab_llm.testing.database import ready_database
 from homelab_llm.testing.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -23,18 +22,10 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "registry.
 SLOTS = {"HOMELAB_SLOTS__PORTS": "8100-8109"}
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A system database as a first call makes it."""
-    folder = tmp_path_factory.mktemp("empty")
-    assert upgraded(folder, "")
-    return folder / "system.db"
-
-
 @pytest.fixture(autouse=True)
-def prepared(home: Home, empty_database: Path) -> None:
+def prepared(home: Home) -> None:
     """Every home here has a database already: making one takes as long as a test."""
-    shutil.copy(empty_database, home.database)
+    ready_database(home.database)
 
 
 def a_document(**models: Any) -> bytes:

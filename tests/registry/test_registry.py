@@ -228,6 +228,15 @@ def test_an_edited_file_is_reported_and_kept_aside_at_the_next_change(
     assert str(aside) in event.text
 
 
+def test_many_edits_are_said_in_few_words(registry: Registry, file: Path) -> None:
+    registry.change(registered("a"))
+    file.write_bytes(write_document(Document({f"b{number}": an_entry(f"b{number}") for number in range(1000)})))
+    assert (
+        registry.file_drift()
+        == f"{file} was edited: a is gone; b0 is new; b1 is new; b10 is new; b100 is new; and 996 more"
+    )
+
+
 @pytest.mark.requirement("R-F2")
 def test_an_edited_file_that_is_imported_is_replaced_without_a_copy(
     registry: Registry, file: Path, told: list[Event]
@@ -276,7 +285,7 @@ def test_a_registry_of_another_origin_waits_to_be_imported(registry: Registry, f
     file.write_bytes(content)
     registry.heal()
     assert file.read_bytes() == content
-    assert "theirs is new, on port 8100" in registry.file_drift()
+    assert registry.file_drift() == f"{file} is of another origin: theirs is new, on port 8100"
 
 
 def test_a_folder_that_cannot_be_written_costs_the_export_only(

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Move = Callable[[RegistryState], RegistryState]
 _LOOKS = 5
+_MOST_WORDS = 5
 
 
 def _say_in_log(event: Event) -> None:
@@ -180,9 +181,13 @@ class Registry:
 
 
 def _edited(path: Path, state: RegistryState, content: bytes) -> str:
-    """How a file that is not ours differs from the registry, in words; empty when it says the same."""
+    """How a file that is not as we wrote it differs from the registry, in words; empty when it says the same."""
     try:
         said = differences(Document.of(state), read_document(content))
     except RegistryInvalid as error:
         return f"{path} is not ours and cannot be read: {error.message}"
-    return f"{path} was edited: {'; '.join(said)}" if said else ""
+    if not said:
+        return ""
+    more = f"; and {len(said) - _MOST_WORDS} more" if len(said) > _MOST_WORDS else ""
+    by_whom = "was edited" if state.revision else "is of another origin"
+    return f"{path} {by_whom}: {'; '.join(said[:_MOST_WORDS])}{more}"
