@@ -23,6 +23,7 @@ from homelab_llm.core.registry.state import (
     forget,
     free_slug,
     register,
+    rename,
     serve,
 )
 
@@ -144,6 +145,28 @@ def test_a_merge_takes_what_the_document_says_and_leaves_the_rest() -> None:
         merge(state, Document({"c": new}, {"c": 8100}), 5)
     assert merge(state, Document({"c": new}, {}), 5).assignments == state.assignments
     assert merge(state, Document.of(state), 5) == state
+
+
+def test_an_entry_gets_another_slug_and_ports_follow() -> None:
+    state = rename(serve(a_state("a", "b"), 8100, "a", 1), "a", "c")
+    held = state.assignment(8100)
+    assert (held.desired, held.actual, held.last_good) == ("c", "c", "c")
+    assert (sorted(state.entries), state.entry("c").model_id) == (["b", "c"], "a:latest")
+    with refused("already_exists"):
+        rename(state, "b", "c")
+    with refused("model_not_registered"):
+        rename(state, "a", "d")
+
+
+@pytest.mark.requirement("R-F2")
+def test_a_merge_knows_a_model_by_its_name_and_takes_the_slug_of_the_document() -> None:
+    state = serve(a_state("a"), 8100, "a", 1)
+    merged = merge(state, Document({"theirs": Entry("theirs", "a:latest", pinned=True)}, {"theirs": 8101}), 2)
+    assert list(merged.entries) == ["theirs"]
+    assert (merged.assignment(8100).actual, merged.port_of("theirs")) == ("theirs", 8101)
+    assert merged.entry("theirs").pinned
+    with refused("already_exists"):
+        merge(a_state("a", "b"), Document({"b": Entry("b", "a:latest")}, {}), 2)
 
 
 def test_a_document_can_swap_two_models_in_one_move() -> None:

@@ -9,18 +9,20 @@ from homelab_llm.core.errors import SlotInUse
 from homelab_llm.core.registry.document import Document
 from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.fields import write_entry
-from homelab_llm.core.registry.state import Assignment, RegistryState, register
+from homelab_llm.core.registry.state import Assignment, RegistryState, register, rename
 
 
 def merge(state: RegistryState, document: Document, now_s: float) -> RegistryState:
     """Take in the document's entries and ports; what it does not mention stays.
 
-    Only what ports *shall* serve changes; what they serve follows when the controller brings it about.
+    A model that is registered by another slug gets that of the document. Only what ports *shall* serve changes; what
+    they serve follows when the controller brings it about.
 
     Raises:
         SlotInUse: a port of the document shall serve a model that the document does not mention.
-        AlreadyExists: an entry is the same model as one of another name.
+        AlreadyExists: a slug of the document is that of another model, whose own is another one again.
     """
+    state = _renamed(state, document)
     wanted = {port: a.desired for port, a in state.assignments.items() if a.desired not in document.ports}
     for slug, port in document.ports.items():
         if port is None:
@@ -43,6 +45,15 @@ def replace_all(state: RegistryState, document: Document, now_s: float) -> Regis
     kept = {port: _without(assignment, document.entries) for port, assignment in state.assignments.items()}
     wanted = {port: slug for slug, port in document.ports.items() if port is not None}
     return want(replace(state, entries=dict(document.entries), assignments=kept), wanted, now_s)
+
+
+def _renamed(state: RegistryState, document: Document) -> RegistryState:
+    """With the document's slugs for models that are known by others."""
+    for slug, entry in document.entries.items():
+        known = state.by_model(entry.model_id)
+        if known is not None and slug not in state.entries and known.slug not in document.entries:
+            state = rename(state, known.slug, slug)
+    return state
 
 
 def want(state: RegistryState, wanted: Mapping[int, str], now_s: float) -> RegistryState:

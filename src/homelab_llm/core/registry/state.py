@@ -96,7 +96,9 @@ def register(state: RegistryState, entry: Entry) -> RegistryState:
     """
     other = state.by_model(entry.model_id)
     if other is not None and other.slug != entry.slug:
-        raise AlreadyExists(f"{entry.model_id} is registered as {other.slug}", model=other.slug)
+        raise AlreadyExists(
+            f"{entry.model_id} is registered as {other.slug}", hint=f"change the entry {other.slug}", model=other.slug
+        )
     if state.entries.get(entry.slug) == entry:
         return state
     return replace(state, entries={**state.entries, entry.slug: entry})
@@ -112,6 +114,28 @@ def free_slug(state: RegistryState, wanted: str, model_id: str) -> str:
         number += 1
         slug = f"{wanted[: MAX_SLUG_CHARACTERS - 6].rstrip('._-')}-{number}"
     return slug
+
+
+def rename(state: RegistryState, slug: str, new: str) -> RegistryState:
+    """Give an entry another slug; ports follow.
+
+    Raises:
+        ModelNotRegistered: there is none.
+        AlreadyExists: the new slug is taken.
+    """
+    entry = state.entry(slug)
+    if new in state.entries:
+        raise AlreadyExists(f"{new} is registered already, as {state.entries[new].model_id}", model=new)
+
+    def named(name: str) -> str:
+        return new if name == slug else name
+
+    entries = {named(key): held for key, held in state.entries.items()} | {new: replace(entry, slug=new)}
+    assignments = {
+        port: replace(held, desired=named(held.desired), actual=named(held.actual), last_good=named(held.last_good))
+        for port, held in state.assignments.items()
+    }
+    return replace(state, entries=entries, assignments=assignments)
 
 
 def forget(state: RegistryState, slug: str) -> RegistryState:
