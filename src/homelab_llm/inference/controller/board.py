@@ -22,6 +22,12 @@ from homelab_llm.inference.controller.seams import Fleet, Move, Ports, Registry,
 from homelab_llm.inference.controller.slots import Pointer, Pointers
 from homelab_llm.inference.controller.snapshot import Snapshot
 
+Kind = Literal[
+    "load_started", "assigned", "load_failed", "swap_started", "swapped", "swap_failed", "unassigned", "drift",
+    "foreign", "boot_failed", "restore_failed", "record_failed", "registry_unreadable",
+]  # fmt: skip
+"""What is told of slots; ``docs/reference/events.md`` says when."""
+
 
 @dataclass(slots=True)
 class Turn:
@@ -213,14 +219,14 @@ class Board:
     # --- telling --------------------------------------------------------------------------------------------
 
     def tell(
-        self, kind: str, text: str, *, slot: Slot | None = None, model: str = "", level: Level = "info", **facts: Any
+        self, kind: Kind, text: str, *, slot: Slot | None = None, model: str = "", level: Level = "info", **facts: Any
     ) -> None:
         """Publish an event."""
         service = f"slot:{slot.port}" if slot else "mlxserve"
         port = slot.port if slot else 0
         self._publish(Event(kind, text, level, service, model, port, facts))
 
-    def tell_failure(self, kind: str, slot: Slot, model: str, error: HomelabError | OSError) -> None:
+    def tell_failure(self, kind: Kind, slot: Slot, model: str, error: HomelabError | OSError) -> None:
         """Publish that something went wrong on a slot."""
         code = error.code if isinstance(error, HomelabError) else "os_error"
         self.tell(kind, f"{slot.port} ({slot.alias}): {error}", slot=slot, model=model, level="error", code=code)

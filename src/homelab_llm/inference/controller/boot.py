@@ -9,7 +9,7 @@ from typing import Any
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.registry.state import serve
-from homelab_llm.inference.controller.board import Board
+from homelab_llm.inference.controller.board import Board, Kind
 from homelab_llm.inference.controller.drift import Live, drift_of
 from homelab_llm.inference.controller.reconciling import reconcile
 from homelab_llm.inference.controller.status import live_of, lives, registry_drift
@@ -52,6 +52,7 @@ class Watch:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._told: dict[int, str] = {}
+        self._trouble = ""
 
     async def run(self) -> None:
         """Look again and again; ends when it is cancelled. What fails, the database above all, is tried again."""
@@ -60,8 +61,11 @@ class Watch:
             try:
                 if await self._changed() or number % _DRIFT_EVERY == 0:
                     await self.look()
+                self._trouble = ""
             except (HomelabError, OSError) as error:
-                self._board.tell("registry_unreadable", str(error), level="warning")
+                if self._trouble != str(error):
+                    self._trouble = str(error)
+                    self._board.tell("registry_unreadable", self._trouble, level="warning")
 
     async def _changed(self) -> bool:
         """Take over the registry when another process changed it; cheap when none did."""
@@ -89,7 +93,7 @@ class Watch:
         if words == before:
             return
         slot = live.slot if live else None
-        kind = "foreign" if words and live is not None and live.holder is not None else "drift"
+        kind: Kind = "foreign" if words and live is not None and live.holder is not None else "drift"
         text = f"{slot.alias}: {words}" if slot and words else words or "all is as the registry says again"
         self._board.tell(kind, text, slot=slot, level="warning" if words else "info")
 
