@@ -5,7 +5,8 @@ Usage: reference.py
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from homelab_llm.core.errors import error_classes
 from homelab_llm.core.settings import Section, Settings
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.data.address import Address
+from homelab_llm.data.creation import SCRIPT, script_of
 from homelab_llm.data.database import Database
 from homelab_llm.data.migrate import migrate
 from homelab_llm.data.schema_page import render as render_schema
@@ -91,11 +93,24 @@ def endpoints_page() -> str:
     return "\n".join([*lines, ""])
 
 
-def schema_page() -> str:
-    """Tables and views, as a database tells them that the migrations have just made."""
+@contextmanager
+def migrated() -> Iterator[Address]:
+    """A database that all migrations have just made."""
     with TemporaryDirectory() as folder:
         address = Address("sqlite", path=Path(folder) / "system.db")
         migrate(address, Path(folder))
+        yield address
+
+
+def creation_script() -> str:
+    """What a new SQLite database is made from: all that the migrations lead to."""
+    with migrated() as address:
+        return script_of(address.path)
+
+
+def schema_page() -> str:
+    """Tables and views, as a database tells them that the migrations have just made."""
+    with migrated() as address:
         with closing(Database(address)) as database, database.read() as connection:
             found = inspect(connection)
             return render_schema({view: [column["name"] for column in found.get_columns(view)] for view in VIEWS})
@@ -113,7 +128,8 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the pages, and the script of a new database."""
+    SCRIPT.write_text(creation_script(), "utf-8")
     for name, content in pages().items():
         path = (FOLDER / name).resolve()
         path.write_text(content, "utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from sqlalchemy import func, inspect, literal_column, select, table
 from homelab_llm.core.errors import DatabaseUnavailable, HomelabError, SchemaTooNew
 from homelab_llm.data.address import Address
 from homelab_llm.data.backup import back_up
+from homelab_llm.data.creation import SCRIPT, created, script_of
 from homelab_llm.data.database import Database
 from homelab_llm.data.migrate import SCRIPTS, migrate
 from homelab_llm.data.schema import HEAD, is_current, revision_of
@@ -63,14 +66,27 @@ def state(database: Database) -> tuple[str, bool, str]:
 
 
 @pytest.mark.requirement("R-D1")
-def test_the_migrations_lead_to_the_tables_the_code_uses(database: Database) -> None:
-    with database.read() as connection:
+def test_the_migrations_lead_to_the_tables_the_code_uses(database_url: str, tmp_path: Path) -> None:
+    address = Address.of(database_url, tmp_path / "system.db")
+    assert migrate(address, tmp_path / "backups")
+    assert not migrate(address, tmp_path / "backups")
+    with closing(Database(address)) as database, database.read() as connection:
         exact = {"compare_type": True, "compare_server_default": database.dialect == "postgresql"}
         context = MigrationContext.configure(connection, opts=exact)
         assert compare_metadata(context, metadata) == []
         assert set(inspect(connection).get_view_names()) == set(VIEWS)
     assert ScriptDirectory(str(SCRIPTS)).get_heads() == [HEAD]
-    assert is_current(database.address)
+    assert is_current(address)
+
+
+@pytest.mark.requirement("R-D1")
+def test_a_new_file_is_made_as_the_migrations_would_make_it(tmp_path: Path) -> None:
+    migrated, made = Address("sqlite", tmp_path / "migrated.db"), Address("sqlite", tmp_path / "made.db")
+    migrate(migrated, tmp_path / "backups")
+    assert created(made)
+    assert not created(made)
+    assert script_of(made.path) == script_of(migrated.path) == SCRIPT.read_text("utf-8"), "run: make docs"
+    assert made.path.stat().st_mode & 0o077 == migrated.path.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.requirement("R-D1")
@@ -97,28 +113,30 @@ def test_a_migration_killed_anywhere_leaves_the_old_or_the_new_schema_and_a_copy
 
 @pytest.mark.requirement("R-D1")
 @pytest.mark.parametrize("point", FAILPOINTS)
-def test_a_killed_creation_is_finished_by_the_next_start(
-    database_url: str, tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOMELAB_FAILPOINTS", f"{point}=kill")
-    upgrade = begin_upgrade(tmp_path, database_url)
-    assert upgrade is not None
-    with pytest.raises(DatabaseUnavailable) as caught:
-        upgrade.wait()
-    assert "SIGKILL" in caught.value.message
-    monkeypatch.delenv("HOMELAB_FAILPOINTS")
+def test_a_killed_creation_is_finished_by_the_next_start(database_url: str, tmp_path: Path, point: str) -> None:
+    environ = {**os.environ, "HOMELAB_FAILPOINTS": f"{point}=kill"}
+    code = f"from pathlib import Path; from {upgraded.__module__} import upgraded; import sys\n"
+    code += "print(upgraded(Path(sys.argv[1]), sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(tmp_path), database_url]
+    killed = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    # a SQLite file is made by the process itself, all else by its child
+    assert killed.returncode == -9 or "was ended by SIGKILL" in killed.stderr
     address = Address.of(database_url, tmp_path / "system.db")
     assert is_current(address) == (point == "migration.after")
     assert upgraded(tmp_path, database_url) == (point != "migration.after")
-    assert begin_upgrade(tmp_path, database_url) is None
+    assert is_current(address)
 
 
 @pytest.mark.requirement("R-D1")
 def test_migrations_at_once_are_one_migration(database_url: str, tmp_path: Path) -> None:
-    started = [begin_upgrade(tmp_path, database_url) for _ in range(3)]
-    for upgrade in started:
-        assert upgrade is not None
-        upgrade.wait()
+    told = json.dumps({"url": database_url, "home_root": str(tmp_path)})
+    command = [sys.executable, "-m", "homelab_llm.data.migrate"]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write(told)
+        process.stdin.close()
+    assert [process.wait(60) for process in started] == [0, 0, 0]
     assert begin_upgrade(tmp_path, database_url) is None
     assert not (tmp_path / "backups").exists()
 

@@ -21,9 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.failpoints import failpoint
-from homelab_llm.core.locks import locked
 from homelab_llm.data.address import Address
 from homelab_llm.data.backup import back_up
+from homelab_llm.data.creation import migration_lock
 from homelab_llm.data.database import MIGRATION, Database, advisory_lock, translate
 from homelab_llm.data.schema import HEAD, is_current, revision_of
 
@@ -41,8 +41,6 @@ def migrate(address: Address, backups: Path, *, scripts: Path = SCRIPTS, head: s
         SchemaTooNew, DatabaseUnavailable, StoreBusy.
         OSError: the copy could not be written; nothing was changed.
     """
-    if address.dialect == "sqlite":
-        address.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(address)
     try:
         with _alone(database):
@@ -65,7 +63,8 @@ def _alone(database: Database) -> Iterator[None]:
     """Hold the one lock of migrations of this database."""
     address = database.address
     if address.dialect == "sqlite":
-        with locked(address.path.with_name(f".{address.path.name}.migration"), wait_s=120):
+        with migration_lock(address.path):
+            address.path.touch(mode=0o600)
             yield
         return
     try:

@@ -1,7 +1,7 @@
 """Upgrade: the daemon's and the command line's way to a database of the newest schema.
 
-One cheap read tells whether anything is to be done. If so, a program of its own does it (``data/migrate.py``) while
-the caller goes on with something else. Imports neither SQLAlchemy nor Alembic.
+One cheap read tells whether anything is to be done. A new SQLite file is made at once (``data/creation.py``); else a
+program of its own does the work (``data/migrate.py``) while the caller goes on. Imports neither SQLAlchemy nor Alembic.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from homelab_llm.core.errors import DatabaseUnavailable, DeadlineExceeded, HomelabError, error_classes
 from homelab_llm.data.address import Address
+from homelab_llm.data.creation import created
 from homelab_llm.data.schema import is_current
 
 WAIT_S = 600.0
@@ -49,7 +50,7 @@ class Upgrade:
 
 
 def begin_upgrade(home_root: Path, url: str) -> Upgrade | None:
-    """Start what is needed for the newest schema; None when nothing is.
+    """Start what is needed for the newest schema; None when nothing is, or not any more.
 
     Args:
         url: the setting ``data.url``; a copy of an old database goes to ``home_root/backups`` first.
@@ -60,7 +61,7 @@ def begin_upgrade(home_root: Path, url: str) -> Upgrade | None:
         InvalidInput: not an address of a database.
     """
     address = Address.of(url, home_root / "system.db")
-    if is_current(address):
+    if is_current(address) or (address.dialect == "sqlite" and created(address)):
         return None
     home_root.mkdir(parents=True, exist_ok=True, mode=0o700)
     process = subprocess.Popen(
@@ -79,10 +80,12 @@ def begin_upgrade(home_root: Path, url: str) -> Upgrade | None:
 
 def upgraded(home_root: Path, url: str) -> bool:
     """Bring the database to the newest schema and wait; whether anything was done. Raises as both steps."""
+    if is_current(Address.of(url, home_root / "system.db")):
+        return False
     upgrade = begin_upgrade(home_root, url)
     if upgrade is not None:
         upgrade.wait()
-    return upgrade is not None
+    return True
 
 
 def _error(address: Address, code: int, said: str) -> HomelabError:
