@@ -65,8 +65,11 @@ def test_a_filled_database_is_copied_to_postgresql_and_the_daemon_runs_on_it(
     rows = 200_000 if full else 4_000
     url = postgres.url()
     environ = {"XDG_RUNTIME_DIR": str(own_home.runtime.parent)}
+    now_s = time.time()
     with closing(Database.open("", ready_database(own_home.database))) as database:
-        values = [{"request_id": f"r{n}", "model": "m", "status": 200, "started_unix_s": 1e9 + n} for n in range(rows)]
+        values = [
+            {"request_id": f"r{n}", "model": "m", "status": 200, "started_unix_s": now_s - n} for n in range(rows)
+        ]
         with database.write() as connection:
             connection.execute(insert(requests), values)
     began_s = time.perf_counter()
@@ -92,10 +95,10 @@ def test_a_filled_database_is_copied_to_postgresql_and_the_daemon_runs_on_it(
 @pytest.mark.requirement("R-D1")
 def test_a_daemon_makes_its_database_at_its_first_start(own_home: Home, figure: Note) -> None:
     environ = {"XDG_RUNTIME_DIR": str(own_home.runtime.parent)}
-    with Daemon(own_home, environ=environ, fresh_database=True) as first:
+    with Daemon(own_home, environ=environ) as first:
         figure("daemon-ready-first-start", first.ready_s, "s")
         assert first.call("GET", "/readyz")[0] == 200
-    with Daemon(own_home, environ=environ, fresh_database=True) as second:
+    with Daemon(own_home, environ=environ) as second:
         figure("daemon-ready-second-start", second.ready_s, "s")
     with closing(Database.open("", own_home.database)) as database:
         assert count(database)[0] == 0

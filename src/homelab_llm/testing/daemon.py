@@ -17,7 +17,6 @@ from typing import Any
 
 from homelab_llm.core.locks import locked
 from homelab_llm.core.paths import Home
-from homelab_llm.testing.database import ready_database
 
 _POLL_S = 0.005
 
@@ -39,8 +38,7 @@ class Daemon:
     """Starts ``mlxserve`` for a block; ``fake=True`` adds the fake engine to its table.
 
     ``ready_s`` is the time from the start of the process to the first 200 on ``/readyz``. Settings are given as
-    environment variables (``HOMELAB_…``). A new home gets a ready-made database; ``fresh_database=True`` leaves that to
-    the daemon. Workers outlive it only where ``HOMELAB_FLEET__ORPHAN_GRACE_S`` says so. At
+    environment variables (``HOMELAB_…``); workers outlive it only where ``HOMELAB_FLEET__ORPHAN_GRACE_S`` says so. At
     the end of the block the daemon is asked to stop, then killed.
     """
 
@@ -51,7 +49,6 @@ class Daemon:
         fake: bool = False,
         environ: Mapping[str, str] | None = None,
         slots: str = "none",
-        fresh_database: bool = False,
     ) -> None:
         self.home = home
         self.ready_s = 0.0
@@ -63,7 +60,6 @@ class Daemon:
             "HOMELAB_FLEET__ORPHAN_GRACE_S": "0",
             **(environ or {}),
         }
-        self._fresh_database = fresh_database or "HOMELAB_DATA__URL" in self._environ
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
 
@@ -98,8 +94,6 @@ class Daemon:
         Raises:
             RuntimeError: it ended, or was not ready in time; the message holds its log.
         """
-        if not self._fresh_database:
-            ready_database(self.home.database)
         log = self.home.logs / "test-daemon.log"
         self._pid = 0
         started = time.perf_counter()
