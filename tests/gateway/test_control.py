@@ -103,7 +103,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("/admin/slots/load", {"model": "a:b", "slot": "x" * 64}, "body_too_large"),
     ("/admin/slots/load", {"model": "x" * 301, "slot": "auto"}, "body_too_large"),
     ("/admin/slots/load", {"model": "a:b", "slot": "auto", "force": 1}, "invalid_input"),
-    ("/admin/slots/load", {"model": "a:b", "slot": "auto", "forse": True}, "unknown_field"),
+    ("/admin/slots/load", {"model": "a:b", "slot": "auto", "forced": True}, "unknown_field"),
     ("/admin/slots/swap", {"slot": 8100}, "invalid_input"),
     ("/admin/slots/unload", {}, "invalid_input"),
     ("/admin/slots/unload", {"slot": None}, "invalid_input"),

@@ -186,7 +186,7 @@ async def test_the_registry_speaks_where_the_request_says_nothing(slot_door: Doo
 
 
 @pytest.mark.requirement("R-F2")
-@pytest.mark.parametrize("params", [{"temperature": 9}, {"tempurature": 1}, {"messages": []}, {"model": "x"}])
+@pytest.mark.parametrize("params", [{"temperature": 9}, {"temperatures": 1}, {"messages": []}, {"model": "x"}])
 async def test_bad_parameters_of_the_registry_are_named_and_not_sent(slot_door: Door, params: dict[str, Any]) -> None:
     port = serve(slot_door, params=params)
     reply = await slot_door.post(CHAT, chat(), port)
