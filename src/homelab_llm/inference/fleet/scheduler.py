@@ -93,25 +93,38 @@ class Scheduler:
             state     event                                          → state     effects
             (none)    a request, and its memory is free              → loading   Start
             (none)    Adopted                                        → ready     Grant up to parallel, Flip
+            (none)    Adopted, not ready                             → loading   none: its load goes on
+            (none)    Adopted, unwanted or not the only one          → ending    Drain
             loading   Loaded                                         → ready     Grant up to parallel, Flip
-            loading   LoadFailed                                     → ending    Refuse all that wait
+            loading   LoadFailed                                     → ending    Refuse all that wait; counts
             loading   Unload; nobody waits and others need room      → ending    Drain (Kill when forced), Refuse
             ready     Submit, LeaseEnd with a free slot              → ready     Grant, the most urgent first
+            ready     Hold                                           → ready     none: a slot less
             ready     an overdue model needs its memory              → held      none: no new grants
             held      the overdue model is served or withdrawn       → ready     Grant
             held      last LeaseEnd                                  → ending    Drain
             ready     idle: keep-alive over, evicted, memory shrank  → ending    Drain
             ready     Unload while leases run                        → retiring  none: no new grants
-            ready     Unload while idle; forced; Condemn             → ending    Drain; Kill; Kill
+            ready     Unload while idle; forced; Condemn             → ending    Drain; Kill; Kill and counts
             retiring  last LeaseEnd                                  → ending    Drain
             (any)     WorkerExit                                     → (none)    memory is free; Start for who waits
 
+        A pinned worker is never held, evicted or ended for being idle. One that is ready is not evicted for another
+        before its stay is over. A model::
+
+            failures  event                                          → failures  what it means
+            n         a load failed, a worker crashed or Condemn     → n + 1     from the second on the next try waits
+            limit - 1 the same                                       → limit     quarantined: every Submit is refused
+            n         LeaseEnd that ended well; Unquarantine         → 0         it may be tried at once
+
         A request::
 
-            Submit   → granted at once | waiting | refused (QueueFull, InsufficientMemory, the error of a load
-                       that keeps failing)
-            waiting  → granted | refused (LoadFailed, DeadlineExceeded, InsufficientMemory, Cancelled) | withdrawn
+            Submit   → granted at once | waiting | refused (QueueFull, InsufficientMemory, ModelQuarantined, HandedOver)
+            waiting  → granted | refused (LoadFailed, ModelQuarantined, DeadlineExceeded, InsufficientMemory, Cancelled,
+                       HandedOver) | withdrawn
             granted  → LeaseEnd; the death of its worker does not end it here
+
+        Between HandOver and Resume nothing is granted, started or ended; leases end, workers become ready or die.
 
         A preload is granted as soon as the model is loaded and takes no slot.
 
@@ -282,6 +295,8 @@ class Scheduler:
         if worker is not None and not self.knows(event.request_id):
             self._book.occupy(event.request_id, worker, math.nan, batch=False)
 
+    # --- the operator ---------------------------------------------------------------------------------------
+
     def _unload(self, event: Unload) -> None:
         book = self._book
         queue = book.queues.get(event.key)
@@ -298,8 +313,6 @@ class Scheduler:
         elif worker is not None:
             book.end(worker, "unloaded", kill=event.force)
         book.unsettled = True
-
-    # --- the operator ---------------------------------------------------------------------------------------
 
     def _set_terms(self, event: SetTerms) -> None:
         book = self._book
