@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from homelab_llm.core.errors import (
     Cancelled,
+    DaemonUnavailable,
     DeadlineExceeded,
     Fact,
     HandedOver,
@@ -84,6 +85,11 @@ def quarantined(model: str, failures: int, last: HomelabError | None) -> ModelQu
 def gave_no_answer(model: str) -> WorkerStalled:
     """A worker that is ended because it does not answer."""
     return WorkerStalled(f"the worker of {model} gave no answer", hint="mlxctl logs", model=model)
+
+
+def stopping() -> DaemonUnavailable:
+    """This daemon takes no request any more."""
+    return DaemonUnavailable("the daemon is stopping", hint="mlxctl daemon start")
 
 
 def handed_over() -> HandedOver:
