@@ -110,7 +110,7 @@ def run_there(
     """
     call = ssh_argv(far, [EXPECT_VERSION, version, *argv], terminals)
     try:
-        code, interrupted = _wait(subprocess.Popen(call, env=dict(environ)))
+        code, interrupted = _run(call, environ)
     except FileNotFoundError as error:
         raise HostUnavailable(
             "there is no ssh on this machine", hint="install the OpenSSH client", host=far.host
@@ -124,14 +124,17 @@ def run_there(
     return code if code >= 0 else 128 - code
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """The exit code, and whether Ctrl-C came; that reaches ssh itself, so we only wait until it has ended."""
-    interrupted = False
-    while True:
-        try:
-            return process.wait(), interrupted
-        except KeyboardInterrupt:
-            interrupted = True
+def _run(call: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bool]:
+    """The exit code, and whether Ctrl-C came; that reaches ssh itself, so here it is only noted.
+
+    An exception in the middle of waiting could lose the exit code of a process that has just ended.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        return subprocess.Popen(call, env=dict(environ)).wait(), bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def end_with_caller(stdout: int = 1) -> None:
