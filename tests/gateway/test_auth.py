@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from homelab_llm.core.errors import Forbidden, HomelabError, InvalidInput, Unauthorized
-from homelab_llm.gateway.auth import Access, Gate, Presented, host_name, preflight_headers
+from homelab_llm.gateway.auth import Access, Gate, Presented, host_name, is_batch, preflight_headers
 from homelab_llm.gateway.listeners import Listener
 from homelab_llm.gateway.routes import ROUTES
-from homelab_llm.gateway.seams import KeyGrant
+from homelab_llm.gateway.seams import KeyGrant, Priority
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Door, OpenDoor, Worker
@@ -268,3 +269,21 @@ async def test_a_page_of_this_machine_may_use_the_server(one_door: Door) -> None
         assert reply.headers["vary"] == "origin"
         missing = await client.get("/v1/models/none", headers=origin)
         assert (missing.status_code, missing.headers["access-control-allow-origin"]) == (404, origin["origin"])
+
+
+@pytest.mark.requirement("B-10")
+@pytest.mark.parametrize(
+    ("key", "said", "batch"),
+    [("interactive", "", False), ("interactive", "interactive", False), ("interactive", "batch", True),
+     ("batch", "", True), ("batch", "interactive", True), ("batch", "batch", True)],
+)  # fmt: skip
+def test_a_request_is_at_most_of_its_keys_priority(key: Priority, said: str, batch: bool) -> None:
+    headers = [("x-priority", said)] if said else []
+    assert is_batch(told(*headers), KeyGrant("k", frozenset({"inference"}), key)) is batch
+
+
+@pytest.mark.requirement("R-F1", "R-G6")
+def test_a_slot_port_beyond_loopback_needs_a_key(gate: Gate) -> None:
+    slot = replace(BEYOND, slot=8100)
+    assert code_of(gate, slot, "inference") == "unauthorized"
+    assert code_of(gate, slot, "inference", ("authorization", "Bearer hl-user")) == "user"

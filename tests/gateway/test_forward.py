@@ -231,3 +231,24 @@ async def test_only_the_daemons_own_socket_believes_where_a_request_came_from(pa
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, "x-homelab-request")
     row = pair.old.rows.rows[-1]
     assert (row.key, row.port, row.request_id, row.error) == ("root", pair.slot, "req-1234", "slot_empty")
+
+
+@pytest.mark.requirement("R-S1", "R-G6")
+async def test_what_was_passed_on_is_not_trusted_as_if_it_came_over_the_socket(pair: Pair) -> None:
+    """An admin key may restart the daemon, but not with a program of its choice; also not by way of the old daemon."""
+    started: list[str] = []
+
+    async def restart(python: str) -> dict[str, Any]:
+        started.append(python)
+        return {"restarted": True}
+
+    pair.new.app._admin._restart = restart
+    token = pair.old.keys.create("root", ("inference", "admin"))
+    pair.hand_over()
+    headers = {"authorization": f"Bearer {token}"}
+    evil = await pair.old.post("/admin/restart", {"python": "/tmp/evil"}, **headers)
+    assert (evil.status_code, evil.json()["error"]["code"]) == (403, "forbidden")
+    assert (await pair.old.post("/admin/restart", {}, **headers)).status_code == 200
+    async with pair.new.client(control=True) as client:
+        assert (await client.post("/admin/restart", json={"python": "/usr/bin/python3"})).status_code == 200
+    assert started == ["", "/usr/bin/python3"]

@@ -313,3 +313,14 @@ async def test_a_priority_that_is_none_is_refused(one_door: Door) -> None:
     reply = await one_door.post(CHAT, chat(model="fake", service_tier="gold"))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "service_tier")
     assert one_door.fleet.asked == []
+
+
+async def test_an_alias_can_be_loaded_ahead_with_the_registrys_keep_alive(slot_door: Door) -> None:
+    async with slot_door.client(control=True) as client:
+        empty = await client.post("/admin/models/load", json={"model": "jerry-xl"})
+        assert empty.json()["error"]["code"] == "slot_empty"
+        serve(slot_door, keep_alive_s=-1.0)
+        for body in ({}, {"keep_alive": 9}):
+            reply = await client.post("/admin/models/load", json={"model": "jerry-xl", **body})
+            assert json.loads(reply.text.splitlines()[-1])["stage"] == "ready"
+    assert slot_door.fleet.keep_alives == [-1.0, 9.0]

@@ -11,7 +11,7 @@ import orjson
 from homelab_llm.core.errors import Conflict, Forbidden
 from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.exchange import NDJSON, Exchange
-from homelab_llm.gateway.seams import Catalogue, Fleet
+from homelab_llm.gateway.seams import Fleet, Router
 
 
 class Admin:
@@ -26,13 +26,13 @@ class Admin:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        router: Router,
         fleet: Fleet,
         about: Callable[[], Mapping[str, Any]],
         shutdown: Callable[[], None] | None,
         restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
-        self._catalogue = catalogue
+        self._router = router
         self._fleet = fleet
         self._about = about
         self._shutdown = shutdown
@@ -47,9 +47,10 @@ class Admin:
         await exchange.json({"models": list(self._fleet.status().get("workers") or ())})
 
     async def load(self, exchange: Exchange, body: dict[str, Any]) -> None:
-        """Load a model; one JSON line for each step, the last is ``ready`` or the error."""
-        model = self._catalogue.resolve(body["model"])
-        steps = self._fleet.load(model, exchange.request_id, keep_alive_s=body.get("keep_alive"))
+        """Load a model, or what an alias serves; one JSON line for each step, the last is ``ready`` or the error."""
+        target = self._router.route(body["model"])
+        keep_alive_s = body.get("keep_alive", target.keep_alive_s)
+        steps = self._fleet.load(target.model, exchange.request_id, keep_alive_s=keep_alive_s)
         last = ""
         async with contextlib.AsyncExitStack() as stack:
             if close := getattr(steps, "aclose", None):
@@ -63,8 +64,8 @@ class Admin:
 
     async def unload(self, exchange: Exchange, body: dict[str, Any]) -> None:
         """Unload a model."""
-        model = self._catalogue.resolve(body["model"])
-        await exchange.json({"unloaded": await self._fleet.unload(model, force=body.get("force", False))})
+        target = self._router.route(body["model"])
+        await exchange.json({"unloaded": await self._fleet.unload(target.model, force=body.get("force", False))})
 
     async def shutdown(self, exchange: Exchange) -> None:
         """End the daemon; the reply leaves first."""
@@ -73,12 +74,12 @@ class Admin:
         await exchange.json({"stopping": True}, 202)
         self._shutdown()
 
-    async def restart(self, exchange: Exchange, body: dict[str, Any], *, trusted: bool) -> None:
+    async def restart(self, exchange: Exchange, body: dict[str, Any]) -> None:
         """Hand over to a new daemon; answers when that one serves."""
         if self._restart is None:
             raise _no_daemon()
         python = body.get("python", "")
-        if python and not trusted:
+        if python and not exchange.trusted:
             raise Forbidden("a program to run is taken from the daemon's own socket only", field="python")
         await exchange.json(await self._restart(python))
 

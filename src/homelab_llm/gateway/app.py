@@ -77,7 +77,7 @@ class App:
         self._upstream = Upstream()
         self._router = parts.router or StoreRouter(parts.catalogue)
         self._proxy = Proxy(self._router, parts.fleet, parts.shaper, self._upstream, stall_s=stall_timeout_s)
-        self._admin = Admin(parts.catalogue, parts.fleet, parts.about, parts.shutdown, parts.restart)
+        self._admin = Admin(self._router, parts.fleet, parts.about, parts.shutdown, parts.restart)
         self._control = Control(parts.controller)
         self._events = EventStream(parts.events)
         self._list = ModelList(parts.catalogue, self._router)
@@ -239,6 +239,7 @@ class App:
             row.client = client[0]
         if forwarded is not None:
             row.key, row.client, exchange.batch = forwarded.key, forwarded.client, forwarded.batch
+        exchange.trusted = listener.control and forwarded is None
 
     def _find(self, path: str, method: str) -> tuple[Route, Handler]:
         methods = self._exact.get(path)
@@ -336,9 +337,7 @@ class App:
         await self._events.serve(exchange)
 
     async def _admin_restart(self, exchange: Exchange) -> None:
-        listener: Listener = (exchange.scope.get("state") or {}).get("listener", _NO_LISTENER)
-        body = RESTART(await self._body(exchange), "")
-        await self._admin.restart(exchange, body, trusted=listener.control)
+        await self._admin.restart(exchange, RESTART(await self._body(exchange), ""))
 
     async def _admin_shutdown(self, exchange: Exchange) -> None:
         await self._admin.shutdown(exchange)

@@ -38,7 +38,8 @@ class Exchange:
     """One request and its reply.
 
     ``headers``: extra reply headers, CORS among them. ``slot``: the slot whose port it came in on, 0 = none.
-    ``batch``: others may go first. ``content``: the body as it came, kept until the request has a worker.
+    ``trusted``: it came over the daemon's own socket, and nobody passed it on. ``batch``: others may go first.
+    ``content``: the body as it came, kept until the request has a worker.
     ``waiting_for`` says in words what a streaming client waits for; it becomes a comment in the stream after
     ``COMMENT_AFTER_S``.
     """
@@ -67,6 +68,7 @@ class Exchange:
         "scope",
         "slot",
         "stall_s",
+        "trusted",
         "waiting_for",
         "writing_s",
     )
@@ -86,6 +88,7 @@ class Exchange:
         self.writing_s = 0.0
         self.slot = 0
         self.stall_s = 0.0
+        self.trusted = False
         self._receive = receive
         self._send = send
         self._started_s = time.monotonic()
