@@ -119,6 +119,7 @@ class Rig:
         self.broken: HomelabError | None = None
         self.footprint: Footprint | None = None
         self.context_tokens = 4096
+        self.contexts: dict[str, int] = {}
         self.news: list[events.Event] = []
         self.clock = FakeClock()
         self.workers: MemoryWorkers
@@ -135,7 +136,7 @@ class Rig:
         if self.refusal is not None:
             raise self.refusal
         footprint_bytes = self.footprints.get(stored.name, 10)
-        tokens = context_tokens or self.context_tokens
+        tokens = context_tokens or self.contexts.get(stored.name, self.context_tokens)
         demand = Demand(f"{stored.digest.short}/{tokens}", stored.name, footprint_bytes, 2)
 
         def launch(socket: Path) -> LaunchPlan:
@@ -747,6 +748,14 @@ async def test_workers_of_the_daemon_before_are_adopted_and_serve(rig: Rig) -> N
     assert (rig.worker["footprint_bytes"], rig.worker["loaded_unix_s"]) == (30, 1_600_000_000.0)
     assert [event.kind for event in rig.news] == ["adopted"]
     lease.release()
+
+
+@pytest.mark.requirement("B-5")
+async def test_a_worker_is_adopted_for_the_name_it_was_started_under(rig: Rig) -> None:
+    rig.contexts["tiny:long"] = 8192
+    survivor(rig, model="tiny:long", key=f"{model().digest.short}/8192")
+    assert await rig.fleet.adopt(lambda _: model()) == ["old01"]
+    assert rig.worker["state"] == "ready"
 
 
 @pytest.mark.requirement("B-5")

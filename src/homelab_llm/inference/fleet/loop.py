@@ -11,6 +11,7 @@ import secrets
 import string
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from homelab_llm.core import events
@@ -330,6 +331,8 @@ class Loop:
         """Take one over; False when it must go."""
         digest = str(survivor.note.get("digest", ""))
         model = resolve(digest)
+        if model is not None:  # it may have several names, each with options of its own
+            model = replace(model, name=str(survivor.note.get("model") or model.name))
         try:
             planned = self._planned_for(model) if model is not None else None
         except HomelabError:
