@@ -69,6 +69,25 @@ async def test_the_daemon_listens_on_its_slots(home: Home, tmp_path: Path) -> No
             assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.requirement("R-F1", "R-F4")
+async def test_a_slot_whose_port_another_program_holds_says_so_until_it_is_free(home: Home, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with serving("--listen", "127.0.0.1:0", "--slots", str(port), log=tmp_path / "log") as process:
+            record = await ready(home, process)
+            assert f":{port} is held by" in record.warnings[0]["text"]
+            client = DaemonClient(home.daemon_sock)
+            (row,) = client.get("/admin/slots")["slots"]
+            assert row["state"] in ("foreign", "unbound")
+            assert row["foreign"] is None or row["foreign"]["pid"] == os.getpid()
+            holder.close()
+            await eventually(lambda: client.get("/admin/slots")["slots"][0]["state"] == "empty", 30)
+            assert client.get("/admin/status")["warnings"] == []
+            told = read_record(home)
+            assert told is not None
+            assert told.warnings == []
+
+
 def test_a_wrong_setting_names_file_line_and_key(home: Home) -> None:
     home.config.write_text("# first line\nfleet:\n  keep_alive: soon\n")
     code, said = refused()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ from homelab_llm.ops.record import update_record
 
 if TYPE_CHECKING:
     from homelab_llm.inference.engines.base import Engine
-
-log = logging.getLogger(__name__)
 
 
 class NodeHouse:
@@ -71,6 +68,7 @@ class NodeHouse:
 
     def bind(self) -> None:
         self._door.bind()
+        self._node.slot_problems = self._door.slot_problems()
 
     async def start(self, leases: Mapping[str, int]) -> None:
         self._node_began = True
@@ -117,6 +115,6 @@ class NodeHouse:
 
     def _on_port(self, event: Event) -> None:
         """An address that somebody held is ours now: nothing warns of it any more."""
-        log.info(event.text, extra=dict(event.facts))
         self._tell_ports()
+        self._node.events.publish(event)
         update_record(self._home, list(self.addresses), list(self.warnings))
