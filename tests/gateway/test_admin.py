@@ -123,6 +123,8 @@ async def test_the_api_description_lists_every_route_and_field(one_door: Door) -
     assert schema["properties"]["temperature"]["maximum"] == 2
     assert set(schema["required"]) == {"model", "messages"}
     assert schema["additionalProperties"] is False
+    query = [parameter["name"] for parameter in told["paths"]["/admin/events"]["get"]["parameters"]]
+    assert query == ["after", "kinds", "follow"]
 
 
 def test_every_route_is_complete() -> None:

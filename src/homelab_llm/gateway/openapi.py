@@ -57,8 +57,13 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
             },
         },
     }
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "description": says, "schema": {"type": "string"}} for name, says in route.query
+    ]
     if route.path.endswith("{id}"):
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+    if parameters:
+        operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,

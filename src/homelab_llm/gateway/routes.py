@@ -18,7 +18,7 @@ from homelab_llm.gateway.fields import Duration, Either, Field, Flag, Opaque, Re
 class Route:
     """One endpoint; ``handler`` is the name of the method that serves it, ``body`` what it reads.
 
-    ``controlled``: the method is one of ``control.Control``, else of the application.
+    ``controlled``: the method is one of ``control.Control``, else of the application. ``query``: what may follow ``?``.
     """
 
     methods: tuple[str, ...]
@@ -30,6 +30,7 @@ class Route:
     recorded: bool = False
     on_slots: bool = False
     controlled: bool = False
+    query: tuple[tuple[str, str], ...] = ()
 
 
 class SlotName:
@@ -48,6 +49,11 @@ class SlotName:
 
 
 _READ = ("GET", "HEAD")
+_EVENTS = (
+    ("after", "the id of the last event seen; what is remembered since then comes first"),
+    ("kinds", "words joined by commas; other events are left out"),
+    ("follow", "false: end after what is remembered"),
+)
 _MODEL = Field(Text(300, empty=False), "a name from /v1/models", required=True)
 _SLOT = Field(SlotName(), "a port or an alias", required=True)
 
@@ -156,7 +162,7 @@ ROUTES: tuple[Route, ...] = (
     _post("/admin/fit", "Whether and how a model fits into memory.", "fit", FIT),
     _post("/admin/explain", "Where a request would go and why.", "explain", EXPLAIN),
     _post("/admin/registry/refresh", "Read the registry again.", "refresh", NOTHING),
-    Route(("GET",), "/admin/events", "admin", "What happens, as server-sent events.", "admin_events"),
+    Route(("GET",), "/admin/events", "admin", "What happens, as server-sent events.", "admin_events", query=_EVENTS),
     Route(
         ("POST",),
         "/admin/restart",
