@@ -23,6 +23,7 @@ from homelab_llm.core.paths import Home
 from homelab_llm.interface.cli.reach import REACH, reach_of, verb_path
 from homelab_llm.interface.cli.reference import verbs
 from homelab_llm.testing.models import write_fake_model
+from homelab_llm.testing.slotted import slotted
 from homelab_llm.testing.sshd import NAME, running_sshd
 
 if TYPE_CHECKING:
@@ -75,6 +76,17 @@ def test_the_plain_command_works_on_the_inference_host(mlxctl: Mlxctl, far: Path
     assert [m["name"] for m in mlxctl("list", "--json").json()["models"]] == ["tiny:1"]
     assert mlxctl("--local", "list", "--json").json() == {"models": []}
     assert mlxctl("--json", "show", "tiny:1").json()["name"] == "tiny:1"
+
+
+def test_a_slot_over_there_is_filled_from_here(mlxctl: Mlxctl, far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with slotted() as daemon:
+        runs(monkeypatch, daemon.home.root, "-m", "homelab_llm.interface.cli.main")
+        done = mlxctl("load", "a", "jerry-xl")
+        assert done.out.startswith("a:latest answers on "), done
+        assert mlxctl("status", "--json").json()["slots"][0]["model"] == "a:latest"
+        assert mlxctl("run", "jerry-xl", stdin=b"fake: tokens=2").out == "tok0 tok1\n"
+        assert mlxctl("load", "b", "jerry-xl").code == 6
+    assert mlxctl("--local", "status", "--json").json()["running"] is False
 
 
 def test_exit_codes_and_both_streams_come_back(mlxctl: Mlxctl, far: Path) -> None:

@@ -288,3 +288,5 @@ def test_completion_offers_slots_by_port_and_alias(mlxctl: Mlxctl, daemon: Scrip
     assert mlxctl(environ=environ).out.split() == ["plain,jerry-xl", "plain,jerry-l"]
     environ = {"_MLXCTL_COMPLETE": "bash_complete", "COMP_WORDS": "mlxctl load m a", "COMP_CWORD": "3"}
     assert mlxctl(environ=environ).out.split() == ["plain,auto"]
+    environ = {"_MLXCTL_COMPLETE": "bash_complete", "COMP_WORDS": "mlxctl run je", "COMP_CWORD": "2"}
+    assert mlxctl(environ=environ).out.split() == ["plain,jerry-xl"], "an empty slot answers nothing"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from homelab_llm.interface.cli import answering
-from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.completion import models_and_aliases
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.run import open_model, report
 
@@ -26,7 +26,7 @@ _HISTORY_LINES = 1000
 
 
 @verb("chat")
-@click.argument("model", shell_complete=model_names)
+@click.argument("model", shell_complete=models_and_aliases)
 @answering.sampling_options
 def chat(invocation: Invocation, model: str, system: str | None, engine: str, **options: Any) -> None:
     """Talk with MODEL.

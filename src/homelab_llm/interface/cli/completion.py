@@ -48,6 +48,15 @@ def slot_names(context: click.Context, parameter: click.Parameter, incomplete: s
     return [CompletionItem(name, help=text) for name, text in named if name.startswith(incomplete)]
 
 
+def models_and_aliases(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a request may name as its model."""
+    slots = _slots(_invocation(context))
+    named = [
+        CompletionItem(slot["alias"]) for slot in slots if slot.get("model") and slot["alias"].startswith(incomplete)
+    ]
+    return [*model_names(context, parameter, incomplete), *named]
+
+
 def slots_and_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What ``unload`` takes: slots, and models."""
     return [*slot_names(context, parameter, incomplete), *model_names(context, parameter, incomplete)]

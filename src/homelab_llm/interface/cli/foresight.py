@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.core.units import format_bytes
+from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli import exit_codes
 from homelab_llm.interface.cli.answering import tell_warning
-from homelab_llm.interface.cli.completion import model_names, slot_names
+from homelab_llm.interface.cli.completion import model_names, models_and_aliases, slot_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 
 _MAX_REQUEST_BYTES = 24 * 10**6  # below server.max_body_bytes
@@ -48,7 +48,8 @@ def _fit_lines(model: str, found: Mapping[str, Any]) -> Iterator[str]:
         "pinned": "held by pinned models",
         "budget": "budget for all models",
     }.items():
-        if (size := found.get(f"{name}_bytes")) is not None:
+        size = found.get(f"{name}_bytes")
+        if size or (size == 0 and name == "free"):
             yield f"{format_bytes(int(size)):>10}  {words}"
     if found.get("context_tokens"):
         yield f"{int(found['context_tokens']):>10,}  tokens of context, with {found.get('engine') or 'its engine'}"
@@ -57,7 +58,7 @@ def _fit_lines(model: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 @verb("explain")
-@click.argument("request", metavar="MODEL|REQUEST.json|-", shell_complete=model_names)
+@click.argument("request", metavar="MODEL|REQUEST.json|-", shell_complete=models_and_aliases)
 @click.option("--slot", default="", shell_complete=slot_names, help="As if it came to this slot's port.")
 def explain(invocation: Invocation, request: str, slot: str) -> None:
     """Say where a request would go and why, step by step; nothing is sent or loaded.
@@ -90,7 +91,9 @@ def _request(text: str) -> dict[str, Any]:
 def _explained(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{number}. {step}" for number, step in enumerate(found.get("why") or (), 1))
     for name, value in found.items():
-        if name != "why" and value and isinstance(value, str | int | float):
+        if name == "keep_alive_s" and value:
+            yield f"{'keep alive':18}{format_duration(value) if value > 0 else 'for ever'}"
+        elif name != "why" and value and isinstance(value, str | int | float):
             yield f"{name.replace('_', ' '):18}{value}"
     if params := found.get("params"):
         yield f"{'parameters':18}{json.dumps(params, ensure_ascii=False)}"

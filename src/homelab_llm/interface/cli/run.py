@@ -11,7 +11,7 @@ import click
 
 from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
 from homelab_llm.interface.cli import answering
-from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.completion import models_and_aliases
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import resolve_or_none
 from homelab_llm.interface.cli.slots import slots_of
@@ -20,7 +20,7 @@ _MAX_INPUT_BYTES = 24 * 10**6  # below server.max_body_bytes, escapes counted in
 
 
 @verb("run")
-@click.argument("model", shell_complete=model_names)
+@click.argument("model", shell_complete=models_and_aliases)
 @click.argument("prompt", required=False)
 @answering.sampling_options
 def run(

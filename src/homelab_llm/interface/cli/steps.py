@@ -45,13 +45,15 @@ def follow_steps(
                     raise error_of(step["error"])
                 if step.get("stage") in _LAST:
                     return dict(step)
-                progress.update(_words(step), float(step.get("done") or 0), 1)
+                progress.update(_words(step, title), float(step.get("done") or 0), 1)
                 each(step)
     except KeyboardInterrupt:
         raise Cancelled(f"called off: {called_off}", hint="mlxctl status") from None
     raise DaemonUnavailable("the daemon went away before the work was done", hint="mlxctl status")
 
 
-def _words(step: Mapping[str, Any]) -> str:
+def _words(step: Mapping[str, Any], title: str) -> str:
+    """What is going on; a text that only names the model, as the title does, says less than the stage."""
+    text, stage = str(step.get("text") or ""), str(step.get("stage") or "")
     place = f"place {step['place']} in the queue" if step.get("place") else ""
-    return ", ".join(filter(None, (str(step.get("text") or step.get("stage") or ""), place)))
+    return ", ".join(filter(None, (stage if text in title else text, place)))
