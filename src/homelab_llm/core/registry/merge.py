@@ -9,7 +9,7 @@ from homelab_llm.core.errors import SlotInUse
 from homelab_llm.core.registry.document import Document
 from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.fields import write_entry
-from homelab_llm.core.registry.state import Assignment, RegistryState, register, rename
+from homelab_llm.core.registry.state import Assignment, RegistryState, register_all, rename
 
 
 def merge(state: RegistryState, document: Document, now_s: float) -> RegistryState:
@@ -35,9 +35,7 @@ def merge(state: RegistryState, document: Document, now_s: float) -> RegistrySta
                 model=holder,
             )
         wanted[port] = slug
-    for entry in document.entries.values():
-        state = register(state, entry)
-    return want(state, wanted, now_s)
+    return want(register_all(state, document.entries.values()), wanted, now_s)
 
 
 def replace_all(state: RegistryState, document: Document, now_s: float) -> RegistryState:

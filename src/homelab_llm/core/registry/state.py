@@ -94,14 +94,24 @@ def register(state: RegistryState, entry: Entry) -> RegistryState:
     Raises:
         AlreadyExists: the model has an entry of another slug.
     """
-    other = state.by_model(entry.model_id)
-    if other is not None and other.slug != entry.slug:
-        raise AlreadyExists(
-            f"{entry.model_id} is registered as {other.slug}", hint=f"change the entry {other.slug}", model=other.slug
-        )
     if state.entries.get(entry.slug) == entry:
         return state
-    return replace(state, entries={**state.entries, entry.slug: entry})
+    return register_all(state, [entry])
+
+
+def register_all(state: RegistryState, entries: Iterable[Entry]) -> RegistryState:
+    """Add entries, or replace those of the same slugs.
+
+    Raises:
+        AlreadyExists: a model would have two entries.
+    """
+    after = {**state.entries, **{entry.slug: entry for entry in entries}}
+    slugs: dict[str, str] = {}
+    for entry in after.values():
+        if (other := slugs.setdefault(entry.model_id, entry.slug)) != entry.slug:
+            words = f"{entry.model_id} is registered as {other}"
+            raise AlreadyExists(words, hint=f"change the entry {other}", model=other)
+    return replace(state, entries=after)
 
 
 def free_slug(state: RegistryState, wanted: str, model_id: str) -> str:
