@@ -10,6 +10,7 @@ from homelab_llm.core.errors import DatabaseUnavailable, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.inference.controller.seams import Holder, Move, PullProgress
+from homelab_llm.inference.controller.snapshot import full_name
 
 
 class MemoryRegistry:
@@ -63,7 +64,7 @@ class MemoryShelf:
 
     def resolve(self, name: str) -> StoredModel:
         try:
-            return self._models[name]
+            return self._models[full_name(name)]
         except KeyError:
             raise ModelNotFound(f"no model {name} in the store", hint=f"mlxctl pull {name}", model=name) from None
 
