@@ -7,7 +7,7 @@ database, by one read-only query where it is SQLite.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -35,7 +35,8 @@ def list_(invocation: Invocation, prefix: str) -> None:
     slots, loaded = _running(invocation)
     models = [m for m in invocation.store.models() if m.name.startswith(prefix)]
     stored = {model.name for model in models}
-    data = [_stored(model, registered, slots, loaded) for model in models]
+    by_name = {glimpse.model_id: glimpse for glimpse in registered}
+    data = [_stored(model, by_name.get(model.name), slots, loaded) for model in models]
     wanted = [g for g in registered if g.wanted and g.model_id not in stored and g.model_id.startswith(prefix)]
     data += [_wanted(found, slots) for found in wanted]
     invocation.output.table(_HEADERS, map(_row, data), {"models": data})
@@ -75,12 +76,10 @@ def _running(invocation: Invocation) -> tuple[dict[int, Mapping[str, Any]], dict
 
 
 def _stored(
-    model: StoredModel, registered: Sequence[Glimpse], slots: Mapping[int, Mapping[str, Any]], loaded: Mapping[str, str]
+    model: StoredModel, found: Glimpse | None, slots: Mapping[int, Mapping[str, Any]], loaded: Mapping[str, str]
 ) -> dict[str, Any]:
-    found = next((g for g in registered if g.model_id == model.name), None)
     place = _place(found, slots)
-    state = loaded.get(model.name) or place.pop("state") or "stored"
-    place.pop("state", None)
+    state = loaded.get(model.name) or place["state"] or "stored"
     return {**summary(model), **place, "state": "loaded" if state == "ready" else state}
 
 
