@@ -18,7 +18,7 @@ from homelab_llm.inference.engines.llama_cpp import LlamaCppEngine
 
 SERVER = """#!{python}
 import http.server, os, socketserver, sys
-FLAGS = "model host ctx-size parallel batch-size ubatch-size jinja no-context-shift embeddings list-devices"
+FLAGS = "model alias host ctx-size parallel batch-size ubatch-size jinja no-context-shift embeddings list-devices"
 ANSWERS = {{
     "--help": " ".join("--" + flag for flag in FLAGS.split()),
     "--version": "version: 1",
