@@ -36,6 +36,23 @@ async def test_the_registry_alone_decides_what_starts(rig: Rig) -> None:
     assert [step async for step in rig.controller.reconcile(apply=False)][-1]["actions"] == []
 
 
+@pytest.mark.parametrize("rig", [{"grace_s": 60.0}], indirect=True)
+@pytest.mark.requirement("R-F7", "B-5")
+async def test_workers_of_the_daemon_before_are_found_on_their_slots(rig: Rig) -> None:
+    rig.model("one")
+    await rig.load("one:latest", FIRST)
+    before, revision = await rig.row(), rig.state.revision
+    await rig.stop(leave_workers=True)
+    rig.events.clear()
+    await rig.start()
+    await rig.controller.boot()
+    row = await rig.row()
+    assert (row["pid"], row["state"], row["drift"]) == (before["pid"], "serving", "")
+    assert await rig.ask() == "one:latest"
+    assert rig.state.revision == revision
+    assert "loading" not in [event.kind for event in rig.events]
+
+
 @pytest.mark.parametrize("rig", [{"auto_load": False}], indirect=True)
 @pytest.mark.requirement("R-F7")
 async def test_without_auto_load_a_slot_loads_at_its_first_request(rig: Rig) -> None:

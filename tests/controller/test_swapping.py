@@ -16,6 +16,7 @@ SWAPS = 100 if FULL else 6
 
 @pytest.mark.parametrize("rig", [{"room": 2}, {"room": 1}], indirect=True, ids=["both fit", "one fits"])
 @pytest.mark.requirement("B-4")
+@pytest.mark.timeout(900 if FULL else 180)
 async def test_no_request_fails_while_an_alias_is_swapped_back_and_forth(rig: Rig) -> None:
     names = [rig.model(name).name for name in ("one", "two")]
     await rig.load(names[0], FIRST)

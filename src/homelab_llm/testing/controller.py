@@ -97,9 +97,9 @@ class Rig:
         await self.controller.start()
         await self.fleet.adopt(self._of_digest)
 
-    async def stop(self) -> None:
+    async def stop(self, *, leave_workers: bool = False) -> None:
         await self.controller.close()
-        await self.fleet.close()
+        await self.fleet.close(leave_workers=leave_workers)
 
     def _supervise(self, report: Callable[[FleetEvent], None]) -> Supervisor:
         grace_s = self._grace_s
