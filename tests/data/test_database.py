@@ -11,8 +11,14 @@ from sqlalchemy import func, select
 from homelab_llm.core.errors import DaemonRunning, DatabaseUnavailable, HomelabError, InternalError, InvalidInput
 from homelab_llm.data.address import Address
 from homelab_llm.data.database import Database
+from homelab_llm.data.migrate import migrate
 from homelab_llm.data.tables import assignments, registry_entries, registry_meta, slots
 from homelab_llm.testing.postgres import Postgres
+
+_DROP_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+)
 
 
 def count(database: Database) -> int:
@@ -134,3 +140,18 @@ def test_an_address_says_where_without_saying_who(tmp_path: Path) -> None:
     for wrong in ("sqlite:///", "sqlite://x", "postgresql://h/d?schema=A;drop", "x"):
         with pytest.raises(InvalidInput):
             Address.of(wrong, tmp_path)
+
+
+@pytest.mark.requirement("R-D1")
+def test_a_server_that_dropped_every_connection_is_used_again(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.url()
+    migrate(Address.of(url, tmp_path), tmp_path / "backups")
+    database = Database.open(url, tmp_path / "system.db")
+    assert count(database) == 0
+    postgres.execute(_DROP_OTHERS)
+    assert count(database) == 0
+    with pytest.raises(DatabaseUnavailable), database.write() as connection:
+        postgres.execute(_DROP_OTHERS)
+        connection.execute(slots.insert().values(port=8100, alias="a"))
+    assert count(database) == 0
+    database.close()
