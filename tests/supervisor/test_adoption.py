@@ -85,11 +85,10 @@ async def test_both_workers_of_a_killed_daemon_are_adopted_as_they_are(bench: Be
     await answers(bench, "bbbbb")
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_workers_pass_from_daemon_to_daemon_many_times(bench: Bench, tmp_path: Path, loop: str) -> None:
+async def test_workers_pass_from_daemon_to_daemon_many_times(bench: Bench, tmp_path: Path) -> None:
     model = write_fake_model(tmp_path / "m.gguf")
     found = await orphans(bench.home, tmp_path)
-    for _ in range(3):
+    for loop in ("asyncio", "uvloop", "asyncio"):
         daemon, told = await an_adopter(model, loop=loop)
         assert told["pids"] == {worker_id: list(pids) for worker_id, pids in found.items()}
         await killed(daemon)
@@ -239,6 +238,18 @@ async def test_the_record_of_a_dead_worker_is_removed(bench: Bench, stale: str) 
     assert processes.alive(bystander.pid, started)
     bystander.kill()
     await bystander.wait()
+
+
+async def test_a_clock_that_jumped_changes_nothing(bench: Bench, tmp_path: Path) -> None:
+    """As if the records had been written before the clock was put forward, and back."""
+    found = await orphans(bench.home, tmp_path)
+    for worker_id, jumped_s in zip(found, (-1e9, 1e9), strict=True):
+        path = path_of(bench.home, worker_id)
+        record = json.loads(path.read_bytes())
+        path.write_text(json.dumps(record | {"started_unix_s": record["started_unix_s"] + jumped_s}))
+        os.utime(path, (path.stat().st_mtime + jumped_s,) * 2)
+    assert pids_of(bench, await bench.supervisor.survivors()) == found
+    assert not bench.notices
 
 
 async def test_what_was_released_lives_on_and_can_be_taken_back(home: Home, bench: Bench) -> None:
