@@ -194,6 +194,7 @@ class History:
         event = Submit(name, wish.demand, wish.keep_alive_s, wish.priority, wish.preload)
         self.seen.submitted(event)
         self.feed(event)
+        self.seen.answered(event)
 
     def cancel(self, request_id: str) -> None:
         self.seen.end_wait(request_id)

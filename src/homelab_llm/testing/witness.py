@@ -85,6 +85,7 @@ class Witness:
         self.terms: dict[str, Terms] = {}
         self.failures: dict[str, int] = defaultdict(int)
         self.paused_until_s: dict[str, float] = {}
+        self.overdue_from_s = math.inf  # when a model has waited for its turn: workers may be held for it
 
     # --- what the world did ---------------------------------------------------------------------------------
 
@@ -92,6 +93,16 @@ class Witness:
         self.waiting[event.request_id] = (event, self.now_s)
         if not event.preload:
             self.per_model[event.demand.key, is_batch(event)] += 1
+
+    def waits_for(self, key: str) -> int:
+        """How many wait for a model."""
+        return sum(1 for request, _ in self.waiting.values() if request.demand.key == key)
+
+    def answered(self, event: Submit) -> None:
+        """It was granted or refused, or it waits: then its share of the queue had room."""
+        if event.request_id in self.waiting and is_batch(event):
+            length, most = self.waits_for(event.demand.key), self.limits.queue_limit
+            self.expect(length <= most - most // 4, f"{event.request_id} is batch and waits at {length} of {most}")
 
     def failed(self, key: str) -> None:
         """A load failed, or a worker ended by itself."""
@@ -127,8 +138,7 @@ class Witness:
     def start(self, effect: Start, reserved_bytes: int) -> None:
         self.report.starts += 1
         demand, worker_id = effect.demand, effect.worker_id
-        wanted = any(request.demand.key == demand.key for request, _ in self.waiting.values())
-        self.expect(wanted, f"{worker_id} started for nobody")
+        self.expect(bool(self.waits_for(demand.key)), f"{worker_id} started for nobody")
         tired = self.failures[demand.key] >= self.limits.quarantine_after
         self.expect(not tired, f"{worker_id} started for a model that is quarantined")
         paused = self.now_s < self.paused_until_s.get(demand.key, 0.0)
@@ -154,6 +164,8 @@ class Witness:
 
     def _check_reason(self, effect: Drain, process: Process) -> None:
         self.report.evictions += effect.reason.startswith("evicted")
+        if effect.reason in ("idle", "keep-alive is 0"):
+            self.expect(not self.waits_for(process.demand.key), f"{effect} though somebody waits for it")
         own_will = effect.reason.startswith("evicted") or effect.reason in ("idle", "keep-alive is 0")
         self.expect(not (own_will and self.pinned(process.demand.key)), f"{effect} though it is pinned")
         if effect.reason.startswith("evicted for") and process.state == "ready":
@@ -193,15 +205,31 @@ class Witness:
             self.expect(everywhere <= most, f"{effect}: {everywhere} batch requests run, {most} may")
 
     def _check_order(self, effect: Grant, request: Submit, since_s: float, process: Process) -> None:
-        """Among those that could have had the slot it is the one with the smallest rank."""
-        batch_full = process.batch >= max(1, process.demand.parallel - self.limits.reserved_slots)
-        if self.limits.max_running or (batch_full and not is_batch(request)):
-            return
+        """Of those that could have had the slot, or under ``max_running`` the place, the smallest rank goes first."""
+        everywhere = sum(other.batch for other in self.processes.values()) - is_batch(request)
+        batch_most = (
+            max(1, self.limits.max_running - self.limits.reserved_slots) if self.limits.max_running else math.inf
+        )
         rank_s = since_s + request.priority * self.limits.aging_s
         for other, other_s in self.waiting.values():
-            if other.demand.key == request.demand.key and not other.preload:
-                late = other_s + other.priority * self.limits.aging_s < rank_s
-                self.expect(not late, f"{effect}: {other.request_id} was before it")
+            if other.preload or other_s + other.priority * self.limits.aging_s >= rank_s:
+                continue
+            if other.demand.key == request.demand.key:
+                chances = [process]
+            elif self.limits.max_running and self.limits.turn_s and self.now_s < self.overdue_from_s:
+                chances = [p for p in self.processes.values() if p.demand.key == other.demand.key]
+            else:
+                continue
+            able = any(self._had_room(other, p, 1 if p is process else 0) for p in chances)
+            if able and (not is_batch(other) or everywhere < batch_most):
+                self.violate(f"{effect}: {other.request_id} was before it")
+
+    def _had_room(self, request: Submit, process: Process, granted: int) -> bool:
+        """Whether the request could have been granted; ``granted`` leases came only now."""
+        if process.state != "ready" or process.retiring or len(process.leases) - granted >= process.demand.parallel:
+            return False
+        batch = process.batch - (granted if list(process.leases.values())[-1:] == [True] else 0)
+        return not is_batch(request) or batch < max(1, process.demand.parallel - self.limits.reserved_slots)
 
     def refuse(self, effect: Refuse) -> Submit | None:
         self.report.refused += 1
@@ -218,7 +246,7 @@ class Witness:
         elif code == "model_quarantined":
             self.expect(self.failures[key] >= self.limits.quarantine_after, f"{effect}: {self.failures[key]} failures")
         elif code == "queue_full":
-            length = sum(1 for other, _ in self.waiting.values() if other.demand.key == key)
+            length = self.waits_for(key)
             share = self.limits.queue_limit // 4 if is_batch(request) else 0
             self.expect(length >= self.limits.queue_limit - share, f"{effect}: only {length} wait")
             self.expect(_number(facts["place"]) > length, f"{effect}: a place among those that wait")
@@ -259,12 +287,12 @@ class Witness:
         views = scheduler.workers()
         longest = max([0, *(queue.waiting for queue in queues), *(view.waiting for view in views)])
         self.expect(longest <= self.limits.queue_limit, f"{longest} wait, {self.limits.queue_limit} may")
-        overdue = any(self.now_s - queue.since_s >= self.limits.turn_s for queue in queues)
+        self.overdue_from_s = min((queue.since_s for queue in queues), default=math.inf) + self.limits.turn_s
         staying = sum(process.reserved_bytes for process in self.processes.values() if process.state != "ending")
         for view in views:
             if view.state != "ready":
                 continue
-            if view.waiting and not overdue:
+            if view.waiting and self.now_s < self.overdue_from_s:
                 self._check_free_slots(self.processes[view.worker_id], view.worker_id)
             if not view.leases and not view.waiting and staying > self.budget_bytes:
                 self.expect(self.pinned(view.demand.key), f"{view.worker_id} is idle while memory is short")
