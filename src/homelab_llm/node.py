@@ -111,12 +111,10 @@ class Node:
         self.data.bind(asyncio.get_running_loop())
         await asyncio.to_thread(self.data.open, self.settings.slots.table())
         await self.controller.start()
-        adopted = await self.fleet.adopt(self._stored)
+        adopted = await self.fleet.adopt(self._stored, leases)
         if adopted:
             log.info("adopted the workers of the daemon before", extra={"workers": adopted})
         self.data.begin(adopted)
-        for worker_id, count in (leases or {}).items():
-            self.fleet.hold(worker_id, count)
         await self._supervisor.sweep()
         self._chores = [
             asyncio.create_task(self.controller.boot()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -12,9 +13,8 @@ from hypothesis import strategies as st
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.inference.fleet.ledger import Ledger
 from homelab_llm.inference.fleet.lives import Lives
-from homelab_llm.inference.fleet.scheduler import Scheduler
 from homelab_llm.inference.fleet.state import Limits, ModelQueue, Waiting, Worker
-from homelab_llm.inference.fleet.vocabulary import Hold, Submit
+from homelab_llm.inference.fleet.vocabulary import Adopted, Submit
 from homelab_llm.testing.contests import run_contest
 from homelab_llm.testing.histories import run_history
 
@@ -135,10 +135,12 @@ def _deaf_to_handover(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _placeholders_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ignored(_scheduler: Scheduler, _event: Hold) -> None:
-        """The slot counts as free."""
+    adopted = Lives.adopted
 
-    monkeypatch.setattr(Scheduler, "_hold", ignored)
+    def ignored(lives: Lives, event: Adopted) -> None:
+        adopted(lives, dataclasses.replace(event, held=()))
+
+    monkeypatch.setattr(Lives, "adopted", ignored)
 
 
 def _unfair_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from homelab_llm.inference.fleet.vocabulary import (
     Drain,
     Grant,
     HandOver,
-    Hold,
     LeaseEnd,
     Loaded,
     Memory,
@@ -204,11 +203,20 @@ def test_an_adopted_worker_nobody_wants_is_drained_and_its_memory_counts_until_i
 @pytest.mark.requirement("B-5")
 def test_a_held_slot_is_used_until_it_is_let_go_and_teaches_nothing() -> None:
     play = Play()
-    play.step(Adopted("old01", OTHER))
-    play.step(Hold("held", "old01"))
+    play.step(Adopted("old01", OTHER, held=("held",)))
     assert play.submit("a", OTHER) == []
     assert play.step(LeaseEnd("held", well=False), 100.0) == [Grant("a", "old01")]
-    assert play.step(Hold("held", "nobody")) == []
+
+
+@pytest.mark.requirement("B-5")
+def test_a_worker_in_which_the_old_daemon_still_answers_is_not_ended_before_those_are_over() -> None:
+    play = Play(limits=Limits(keep_alive_s=0.0))
+    assert play.step(Adopted("old01", SMALL, unwanted="its model is gone", held=("one", "two"))) == []
+    assert play.step(Adopted("old02", OTHER, held=("three",))) == []
+    assert play.step(Memory(1)) == []
+    assert play.step(LeaseEnd("one", well=False)) == []
+    assert play.step(LeaseEnd("two", well=False)) == [Drain("old01", "unloaded")]
+    assert play.step(LeaseEnd("three", well=False)) == [Drain("old02", "keep-alive is 0")]
 
 
 @pytest.mark.requirement("B-5")
@@ -230,3 +238,14 @@ def test_a_daemon_that_hands_over_refuses_all_and_moves_nothing_until_it_resumes
     assert play.step(Memory(10)) == []
     assert play.scheduler.next_wake_s() is None
     assert play.step(Resume()) == [Drain("w1", "evicted: less memory may be used")]
+
+
+@pytest.mark.requirement("R-F6")
+def test_a_model_whose_requests_wait_only_for_the_limit_is_not_unloaded_for_being_idle() -> None:
+    play = Play(limits=Limits(max_running=1, keep_alive_s=5.0))
+    play.loaded(WIDE, "one")
+    play.loaded(SMALL, "two")
+    play.submit("long", WIDE)
+    play.submit("waits", SMALL)
+    assert play.tick(60.0) == []
+    assert play.step(LeaseEnd("long")) == [Grant("waits", "w2")]

@@ -833,9 +833,7 @@ async def test_when_the_new_daemon_does_not_come_up_the_old_one_goes_on() -> Non
 @pytest.mark.requirement("B-5")
 async def test_slots_that_the_old_daemon_still_uses_are_not_given_away_before_they_are_let_go(rig: Rig) -> None:
     survivor(rig)
-    await rig.fleet.adopt(lambda _: model())
-    rig.fleet.hold("old01", 2)
-    rig.fleet.hold("never", 1)
+    await rig.fleet.adopt(lambda _: model(), {"old01": 2, "never": 1})
     waiting = asyncio.create_task(rig.fleet.acquire(model(), "r1"))
     await eventually(lambda: rig.worker["waiting"] == 1)
     rig.fleet.let_go("old01")

@@ -28,7 +28,6 @@ from homelab_llm.inference.fleet.vocabulary import (
     Flip,
     Grant,
     HandOver,
-    Hold,
     Kill,
     LeaseEnd,
     Loaded,
@@ -251,12 +250,14 @@ class History:
         for effect in self.scheduler.step(HandOver(), self.now_s):
             self.seen.expect(isinstance(effect, Refuse), f"{effect} while handing over")
         self.seen.expect(not self.scheduler.waiting, "requests wait in a daemon that handed over")
+        self.seen.waiting.clear()
+        self.seen.per_model.clear()
         if self.random.random() < 0.5:
             self.step(Resume())
         else:
             self.succeed()
         for request in passed:  # they keep their order, not their age
-            self.seen.waiting[request.request_id] = (request, self.now_s)
+            self.seen.submitted(request)
             self.step(request)
         self.seen.check(self.scheduler)
 
@@ -272,19 +273,18 @@ class History:
         for model in self.world.models:
             self.step(SetTerms(model, self.seen.terms.get(model.key, Terms())))
         for worker_id, process in list(self.seen.processes.items()):
-            unwanted = "it was ending" if process.state == "ending" else ""
-            process.state = "ready" if unwanted else process.state
+            unwanted = "it was ending" if process.state == "ending" or self.random.random() < 0.1 else ""
+            process.state = "ready" if process.state == "ending" else process.state
             process.started_s = process.ready_s = self.now_s
-            process.retiring = False
-            leases, process.leases = process.leases, {}
-            ready = process.state == "ready"
-            self.step(Adopted(worker_id, process.demand, process.reserved_bytes, ready, unwanted))
-            for request_id in leases:
-                self.held[request_id] = held = f"held-{request_id}-{len(self.before)}"
+            held = {request_id: f"held-{request_id}-{len(self.before)}" for request_id in process.leases}
+            process.leases = dict.fromkeys(held.values(), False)
+            process.retiring = bool(unwanted)
+            for request_id, placeholder in held.items():
+                self.held[request_id] = placeholder
                 del self.seen.running[request_id]
-                self.seen.running[held] = worker_id
-                process.leases[held] = False
-                self.step(Hold(held, worker_id))
+                self.seen.running[placeholder] = worker_id
+            ready, names = process.state == "ready", tuple(held.values())
+            self.step(Adopted(worker_id, process.demand, process.reserved_bytes, ready, unwanted, names))
 
     def exit(self, worker_id: str, error: WorkerCrashed | None) -> None:
         process = self.seen.processes.pop(worker_id, None)

@@ -126,9 +126,14 @@ class Lives:
         reserved_bytes = event.footprint_bytes or event.demand.footprint_bytes
         worker = book.add_worker(event.worker_id, queue, event.demand, reserved_bytes)
         book.unsettled = True
+        for request_id in event.held:
+            book.occupy(request_id, worker, math.nan, batch=False)
         unwanted = event.unwanted or ("another worker serves this model" if queue.worker is not None else "")
-        if unwanted:
+        if unwanted and worker.leases:
+            worker.state = "retiring"
+        elif unwanted:
             book.end(worker, unwanted)
+        if unwanted:
             return
         queue.worker = worker
         book.notify("adopted", queue, worker_id=worker.worker_id)

@@ -327,7 +327,7 @@ class Loop:
         running.loaded_unix_s = self._clock.unix_s()
         return self._measuring.loaded(event, running)
 
-    def _adopt(self, survivor: Survivor, resolve: Callable[[str], StoredModel | None]) -> bool:
+    def _adopt(self, survivor: Survivor, resolve: Callable[[str], StoredModel | None], held: int) -> bool:
         """Take one over; False when it must go."""
         digest = str(survivor.note.get("digest", ""))
         model = resolve(digest)
@@ -341,7 +341,7 @@ class Loop:
         socket = self._workers.sockets(survivor.worker_id)
         running = Running(planned, socket, digest, survivor.started_unix_s if survivor.ready else None)
         self._running[survivor.worker_id] = running
-        self.report(event)
+        self.report(replace(event, held=self._placeholders.make(survivor.worker_id, held)))
         self._measuring.again_later()
         return not event.unwanted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from homelab_llm.inference.fleet.vocabulary import Event, Hold, LeaseEnd
+from homelab_llm.inference.fleet.vocabulary import Event, LeaseEnd
 
 
 class Placeholders:
@@ -19,12 +19,10 @@ class Placeholders:
         self._new_id = new_id
         self._held: dict[str, list[str]] = {}
 
-    def hold(self, worker_id: str, leases: int) -> None:
-        """``leases`` slots of the worker are used."""
-        for _ in range(leases):
-            request_id = self._new_id(f"held-{worker_id}")
-            self._held.setdefault(worker_id, []).append(request_id)
-            self._report(Hold(request_id, worker_id))
+    def make(self, worker_id: str, leases: int) -> tuple[str, ...]:
+        """Ids for ``leases`` slots of the worker."""
+        self._held[worker_id] = [self._new_id(f"held-{worker_id}-{number}") for number in range(leases)]
+        return tuple(self._held[worker_id])
 
     def let_go(self, worker_id: str) -> None:
         """One of them is free; harmless when none is held."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from homelab_llm.core.errors import (
@@ -164,25 +164,25 @@ class FleetLoop(Loop):
 
     # --- a change of daemons --------------------------------------------------------------------------------
 
-    async def adopt(self, resolve: Callable[[str], StoredModel | None]) -> list[str]:
+    async def adopt(
+        self, resolve: Callable[[str], StoredModel | None], held: Mapping[str, int] | None = None
+    ) -> list[str]:
         """Take the workers of an earlier daemon over; call once, before the first request.
 
         One whose model is gone, or would be run in another way now, is drained.
 
         Args:
             resolve: the model of a digest; None = it is not in the store any more.
+            held: how many requests the earlier daemon still answers, by worker; they use slots until ``let_go``.
 
         Returns:
             The ids of those that stay.
         """
-        return [s.worker_id for s in await self._workers.survivors() if self._adopt(s, resolve)]
-
-    def hold(self, worker_id: str, leases: int) -> None:
-        """The daemon before still answers ``leases`` requests in this worker; they use its slots until ``let_go``."""
-        self._placeholders.hold(worker_id, leases)
+        survivors = await self._workers.survivors()
+        return [s.worker_id for s in survivors if self._adopt(s, resolve, (held or {}).get(s.worker_id, 0))]
 
     def let_go(self, worker_id: str) -> None:
-        """One of those requests has ended; harmless when none is left."""
+        """One of the ``held`` requests of ``adopt`` has ended; harmless when none is left."""
         self._placeholders.let_go(worker_id)
         if self._on_end is not None:  # the daemon after this one counts it too
             self._on_end(worker_id)

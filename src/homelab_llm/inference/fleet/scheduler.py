@@ -33,7 +33,6 @@ from homelab_llm.inference.fleet.vocabulary import (
     Effect,
     Event,
     HandOver,
-    Hold,
     LeaseEnd,
     Loaded,
     LoadFailed,
@@ -67,7 +66,6 @@ class Scheduler:
             Submit: self._submit,
             Cancel: self._cancel,
             LeaseEnd: self._lease_end,
-            Hold: self._hold,
             LoadProgress: lives.load_progress,
             Loaded: lives.loaded,
             Measured: lives.measured,
@@ -94,12 +92,11 @@ class Scheduler:
             (none)    a request, and its memory is free              → loading   Start
             (none)    Adopted                                        → ready     Grant up to parallel, Flip
             (none)    Adopted, not ready                             → loading   none: its load goes on
-            (none)    Adopted, unwanted or not the only one          → ending    Drain
+            (none)    Adopted, unwanted or not the only one          → ending    Drain; retiring while held leases run
             loading   Loaded                                         → ready     Grant up to parallel, Flip
             loading   LoadFailed                                     → ending    Refuse all that wait; counts
             loading   Unload; nobody waits and others need room      → ending    Drain (Kill when forced), Refuse
             ready     Submit, LeaseEnd with a free slot              → ready     Grant, the most urgent first
-            ready     Hold                                           → ready     none: a slot less
             ready     an overdue model needs its memory              → held      none: no new grants
             held      the overdue model is served or withdrawn       → ready     Grant
             held      last LeaseEnd                                  → ending    Drain
@@ -290,11 +287,6 @@ class Scheduler:
         if worker.leases == 0:
             book.idle(worker)
 
-    def _hold(self, event: Hold) -> None:
-        worker = self._book.workers.get(event.worker_id)
-        if worker is not None and not self.knows(event.request_id):
-            self._book.occupy(event.request_id, worker, math.nan, batch=False)
-
     # --- the operator ---------------------------------------------------------------------------------------
 
     def _unload(self, event: Unload) -> None:
@@ -376,15 +368,15 @@ class Scheduler:
             if waiting.since_s + limit_s > book.now_s:
                 break
             place = waiting.queue.place(waiting)
-            book.withdraw(waiting)
             book.refuse(waiting.request, refusals.waited_too_long(waiting.request.demand.name, limit_s, place))
+            book.withdraw(waiting)
         for worker in list(book.workers.values()):
-            if worker.state == "ready" and worker.leases == 0 and worker.expires_s <= book.now_s:
+            if worker.state == "ready" and worker.idle and worker.expires_s <= book.now_s:
                 book.end(worker, "idle")
         book.wake_s = math.inf
         if book.waiting:
             book.wake_s = next(iter(book.waiting.values())).since_s + limit_s
         for worker in book.workers.values():
-            if worker.state == "ready" and worker.leases == 0:
+            if worker.state == "ready" and worker.idle:
                 book.wake_s = min(book.wake_s, worker.expires_s)
         book.unsettled = True

@@ -80,14 +80,6 @@ class LeaseEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
-    """A request that an earlier daemon still answers uses a slot of this worker, until its ``LeaseEnd``."""
-
-    request_id: str
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """A worker tells how far its load is; ``done`` is 0 to 1."""
 
@@ -132,7 +124,8 @@ class WorkerExit:
 class Adopted:
     """A worker of an earlier daemon passed its proof and serves ``demand``, or loads it when it is not ``ready``.
 
-    ``footprint_bytes`` is measured, 0 when unknown. ``unwanted`` says why it must go, empty = it may stay.
+    ``footprint_bytes`` is measured, 0 when unknown. ``unwanted`` says why it must go, empty = it may stay. ``held`` are
+    ids for requests that the earlier daemon still answers there: each uses a slot until its ``LeaseEnd``.
     """
 
     worker_id: str
@@ -140,6 +133,7 @@ class Adopted:
     footprint_bytes: int = 0
     ready: bool = True
     unwanted: str = ""
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +201,7 @@ class Tick:
 
 
 Event = (
-    Submit | Cancel | LeaseEnd | Hold | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
+    Submit | Cancel | LeaseEnd | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
     | AliasChange | Unload | SetTerms | Unquarantine | HandOver | Resume | Condemn | Tick
 )  # fmt: skip
 
