@@ -97,8 +97,8 @@ class Client(threading.Thread):
             self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "stream": self._stream}
         self._connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        reply = self._connection.getresponse()
-        content = reply.read()
+        with self._connection.getresponse() as reply:
+            content = reply.read()
         assert reply.status == 200, content
         if self._stream:
             assert content.endswith(b"data: [DONE]\n\n"), content[-300:]

@@ -59,9 +59,9 @@ def start(home: Home) -> Iterator[Start]:
 
 def get(connection: http.client.HTTPConnection, path: str = "/v1/models") -> http.client.HTTPResponse:
     connection.request("GET", path)
-    reply = connection.getresponse()
-    reply.read()
-    return reply
+    with connection.getresponse() as reply:
+        reply.read()
+        return reply
 
 
 def dialled(daemon: Daemon) -> http.client.HTTPConnection:
@@ -219,7 +219,8 @@ def test_a_program_to_run_is_taken_from_the_daemons_own_socket_only(home: Home, 
     connection.request(
         "POST", "/admin/restart", json.dumps({"python": str(python)}), {"Content-Type": "application/json"}
     )
-    assert connection.getresponse().status in (401, 403)
+    with connection.getresponse() as reply:
+        assert reply.status in (401, 403)
     connection.close()
     status, told = daemon.call("POST", "/admin/restart", {"python": "/nonexistent/python"})
     assert status == 503

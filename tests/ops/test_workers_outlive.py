@@ -111,6 +111,7 @@ async def test_a_stream_goes_on_in_the_old_daemon_and_counts_in_the_newest(start
         assert (worker(daemon)["pid"], worker(daemon)["leases"]) == (row["pid"], 1)
     assert watches(daemon, row) == daemon.pid
     rest = reply.read()
+    reply.close()
     assert rest.endswith(b"data: [DONE]\n\n")
     assert b"tok119" in rest
     await eventually(lambda: worker(daemon)["leases"] == 0)
@@ -150,5 +151,6 @@ def test_a_restart_waits_for_a_slot_that_is_being_loaded(home: Home) -> None:
         connection.request(
             "POST", "/v1/chat/completions", json.dumps(asked("fake: tokens=2")), {"Content-Type": "application/json"}
         )
-        assert connection.getresponse().status == 200
+        with connection.getresponse() as reply:
+            assert reply.status == 200
         connection.close()
