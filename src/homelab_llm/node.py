@@ -22,6 +22,7 @@ from homelab_llm.core.settings import Settings
 from homelab_llm.data.inventory import Service
 from homelab_llm.data.system import SystemData
 from homelab_llm.gateway.app import App, Parts
+from homelab_llm.gateway.routes import ROUTES, Route
 from homelab_llm.inference.controller.controller import Controller
 from homelab_llm.inference.controller.foreign import SlotPorts
 from homelab_llm.inference.engines.base import Engine, EngineOptions, ModelOptions
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STOCK_AFTER_S = 1.0  # the first requests come first
 STOCK_EVERY_S = 10.0
 _SLOTS_GUIDE = "docs/guides/slots.md"
+_ENDPOINTS_PAGE = "docs/reference/endpoints.md"
 
 
 class Node:
@@ -136,7 +139,7 @@ class Node:
         await asyncio.gather(*self._chores, return_exceptions=True)
         self._awake.close()
         self.events.close()
-        await asyncio.to_thread(self.data.close)
+        await asyncio.to_thread(self.data.close, succeeded=leave_workers)
 
     @property
     def busy(self) -> bool:
@@ -184,15 +187,20 @@ class Node:
     def services(self) -> list[Service]:
         """Who can be asked here: the daemon and each slot."""
         address = self.listeners[0] if self.listeners else ""
-        front = Service("mlxserve", "gateway", "front door", f"http://{address}" if address else "", doc=_SLOTS_GUIDE)
-        slots = self.settings.slots
+        url = f"http://{address}" if address else ""
+        bind = self.settings.slots.bind
         return [
-            front,
+            Service("mlxserve", "gateway", "front door", url, doc=_ENDPOINTS_PAGE, endpoints=_endpoints()),
             *(
                 Service(
-                    f"slot:{slot.port}", "inference", slot.alias, f"http://{slots.bind}:{slot.port}", doc=_SLOTS_GUIDE
+                    f"slot:{slot.port}",
+                    "inference",
+                    slot.alias,
+                    f"http://{bind}:{slot.port}",
+                    doc=_SLOTS_GUIDE,
+                    endpoints=_endpoints(on_slots=True),
                 )
-                for slot in slots.table().slots
+                for slot in self.settings.slots.table().slots
             ),
         ]
 
@@ -206,11 +214,14 @@ class Node:
     async def _keep_stock(self) -> None:
         """Write down what this node consists of, and again whenever the store changed."""
         counted: object = None
+        told: list[Service] = []
+        await asyncio.sleep(STOCK_AFTER_S)
         while True:
             stamp = self.store.stamp()
             try:
-                if counted is None:
-                    await asyncio.to_thread(self.data.take_services, self.services())
+                if told != (services := self.services()):
+                    await asyncio.to_thread(self.data.take_services, services)
+                    told = services
                 if stamp != counted:
                     await asyncio.to_thread(self.data.take_models, self.store.models(), self._estimate_bytes)
                 counted = stamp
@@ -282,6 +293,18 @@ class Node:
             publish=self.events.publish,
         )
         return self._supervisor
+
+
+def _endpoints(*, on_slots: bool = False) -> tuple[tuple[str, str, str], ...]:
+    """Kind, method and path of what is served."""
+
+    def kind(route: Route) -> str:
+        if route.path in ("/healthz", "/readyz"):
+            return "health"
+        return "admin" if route.access == "admin" else "api"
+
+    found = [route for route in ROUTES if route.on_slots or not on_slots]
+    return tuple((kind(route), method, route.path) for route in found for method in route.methods)
 
 
 def _look_around(engines: Sequence[Engine]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,3 +109,15 @@ def test_a_database_is_copied_to_postgresql_and_the_daemon_runs_on_it(
         assert daemon.call("GET", "/readyz")[0] == 200
         assert mlxctl("db", "query", "SELECT hint FROM keys", "--json").json()["rows"] == [[token[-4:]]]
     assert not home.database.exists()
+
+
+@pytest.mark.requirement("R-D2", "R-D3")
+def test_services_are_up_while_the_daemon_lives_and_down_after(mlxctl: Mlxctl, home: Home) -> None:
+    query = "SELECT e.url, s.state FROM services s JOIN endpoints e ON e.service_id = s.service_id"
+    asked = ("db", "query", f"{query} WHERE e.kind = 'health' AND s.service_id = 'mlxserve' ORDER BY e.url", "--json")
+    with Daemon(home) as daemon:
+        deadline_s = time.monotonic() + 30
+        while not (rows := mlxctl(*asked).json()["rows"]) and time.monotonic() < deadline_s:
+            threading.Event().wait(0.1)
+        assert [f"{daemon.url}/readyz", "up"] in rows
+    assert {state for _, state in mlxctl(*asked).json()["rows"]} == {"down"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import Connection
 
+from homelab_llm.core.errors import DatabaseUnavailable
 from homelab_llm.core.events import Event
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.paths import Home
@@ -88,9 +90,16 @@ class SystemData:
         """
         self._inventory.sync_models(models, estimate_bytes)
 
-    def close(self) -> None:
-        """Write the last rows; blocks."""
+    def close(self, *, succeeded: bool = False) -> None:
+        """Write the last rows; blocks.
+
+        Args:
+            succeeded: another daemon serves here now, or will; else the services are down from now on.
+        """
         self.keys.close()
+        if not succeeded:
+            with contextlib.suppress(DatabaseUnavailable):
+                self._inventory.sync_services([])
         self.recorder.close()
         self.database.close()
 

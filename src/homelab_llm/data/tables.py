@@ -89,7 +89,7 @@ endpoints = Table(
     metadata,
     _id("endpoint_id"),
     Column("service_id", Text, ForeignKey("services.service_id", ondelete="CASCADE"), nullable=False),
-    _text("kind", "api, health, models or admin"),
+    _text("kind", "api, health or admin"),
     _text("method"),
     _text("url"),
     _text("doc", "where to read more"),
