@@ -393,7 +393,7 @@ def open_door(home: Home, shelf: Shelf) -> OpenDoor:
         fleet, keys, rows, shutdowns = OneFleet(worker), KeyRing(database), Rows(), list[bool]()
         before(keys)
         about: dict[str, Any] = {"version": "0", "pid": os.getpid(), "warnings": []}
-        router, controller, events = TableRouter(shelf, slots or SlotTable()), NotingController(), EventBus(time.time)
+        router, controller, events = TableRouter(shelf, slots or SlotTable()), NotingController(), EventBus(lambda: 0.0)
         parts = Parts(shelf, fleet, shaper or NoShaper(), keys, rows, lambda: about, lambda: shutdowns.append(True))
         parts.router = router
         if controlled:

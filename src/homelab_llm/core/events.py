@@ -18,7 +18,7 @@ class Event:
 
     ``service`` is who it concerns: ``mlxserve``, ``slot:8100`` or ``worker:abcde``. ``model`` is a name of the store,
     ``port`` a slot; empty and 0 where there is none. ``facts`` are values a program may read, units in their names.
-    ``id`` is given by the bus, ascending from 1 within one life of the daemon.
+    ``id`` is given by the bus: ascending, across restarts of the daemon too.
     """
 
     kind: str
@@ -91,7 +91,8 @@ class EventBus:
         self._record = record
         self._latest: deque[Event] = deque(maxlen=_REMEMBERED)
         self._subscriptions: set[Subscription] = set()
-        self._last_id = 0
+        # Ids go on from the clock, so that a reader of an earlier life who comes back with its last id misses nothing.
+        self._last_id = int(unix_s() * 1000)
 
     def publish(self, event: Event) -> None:
         """Tell everybody; returns at once."""
@@ -106,7 +107,7 @@ class EventBus:
     def subscribe(self, limit: int = 1024, *, after_id: int | None = None) -> Subscription:
         """What happens from now on; with ``after_id`` also what is remembered since that event.
 
-        An id that was not given yet is one of an earlier life: then everything remembered comes.
+        An id that was not given yet comes from a clock that was ahead: then everything remembered comes.
         """
         if after_id is not None and after_id > self._last_id:
             after_id = 0
