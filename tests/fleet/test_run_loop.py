@@ -309,6 +309,8 @@ async def test_a_full_queue_is_told_to_the_caller_with_its_numbers() -> None:
         await rig.fleet.acquire(model(), "r4")
     assert refused.value.facts["queue_length"] == 1
     assert isinstance(refused.value.facts["retry_after_s"], int)
+    told = rig.news[-1]
+    assert (told.kind, told.level, told.facts["code"], told.facts["place"]) == ("refused", "debug", "queue_full", 2)
     for lease in leases:
         lease.release()
     (await waiting).release()

@@ -415,7 +415,7 @@ def test_two_models_that_do_not_fit_together_are_both_answered() -> None:
 
 
 @pytest.mark.requirement("B-2")
-def test_a_model_that_is_always_busy_must_make_room_after_the_fairness_limit() -> None:
+def test_a_model_that_is_always_busy_must_make_room_when_its_turn_is_over() -> None:
     play = Play(limits=Limits(turn_s=30))
     play.loaded(LARGE)
     play.submit("a0", LARGE)

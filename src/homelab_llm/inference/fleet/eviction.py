@@ -1,7 +1,7 @@
 """Who must go so that another fits: pure decisions over memory, no state.
 
-Policy: only idle workers go, the longest unused first. A model that has waited past the fairness limit may in
-addition claim workers that are busy and have had their turn: those get no new request and go when idle.
+Policy: only idle workers go, the longest unused first. A model that has waited for its turn may in addition
+claim workers that are busy and have had their turn: those get no new request and go when idle.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A model that waits for memory; ``overdue`` when it has waited past the fairness limit."""
+    """A model that waits for memory; ``overdue`` when it has waited for its turn."""
 
     key: str
     needed_bytes: int

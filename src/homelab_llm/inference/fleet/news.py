@@ -38,11 +38,17 @@ def event_of(notice: Notify, worker: Mapping[str, Any]) -> Event:
     return Event(
         notice.kind,
         _sentence(notice),
-        level=_LEVELS.get(notice.kind, "info"),
+        level=_level(notice),
         service=f"worker:{notice.worker_id}" if notice.worker_id else "mlxserve",
         model=notice.model,
         facts=facts,
     )
+
+
+def _level(notice: Notify) -> Level:
+    if notice.error is not None and notice.error.code == "queue_full":
+        return "debug"  # a crowd that is sent away shall not fill the records, which have every request anyway
+    return _LEVELS.get(notice.kind, "info")
 
 
 def _sentence(notice: Notify) -> str:

@@ -23,7 +23,7 @@ def settle(book: Ledger, new_id: Callable[[], str]) -> None:
             book.refuse_waiting(queue, error)
     if book.hungry:
         _start_hungry(book, new_id)
-        book.wake_s = min(book.wake_s, _fairness_wake_s(book))
+        book.wake_s = min(book.wake_s, _next_moment_s(book))
     if book.limits.max_running:
         book.grant_most_urgent()
     book.unsettled = False
@@ -145,7 +145,7 @@ def _overdue_at_s(book: Ledger, queue: ModelQueue) -> float:
     return since_s + book.limits.turn_s
 
 
-def _fairness_wake_s(book: Ledger) -> float:
+def _next_moment_s(book: Ledger) -> float:
     """When the next model becomes overdue or may be tried again, or the next turn or stay ends."""
     limits = book.limits
     times = [_overdue_at_s(book, queue) for queue in book.hungry.values()]
