@@ -14,7 +14,7 @@ import click
 from homelab_llm.interface.cli import answering
 from homelab_llm.interface.cli.completion import models_and_aliases
 from homelab_llm.interface.cli.invocation import Invocation, verb
-from homelab_llm.interface.cli.run import open_model, report
+from homelab_llm.interface.cli.opening import open_model, report
 
 HELP = """\
 /system TEXT   change the instructions (without TEXT: remove them)
