@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.fleet.test_scheduler import LARGE, OTHER, SMALL, Play, refusal
 
+from homelab_llm.core.errors import LoadFailed as LoadError
 from homelab_llm.core.errors import WorkerCrashed
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.vocabulary import (
@@ -15,6 +16,7 @@ from homelab_llm.inference.fleet.vocabulary import (
     HandOver,
     LeaseEnd,
     Loaded,
+    LoadFailed,
     Memory,
     Refuse,
     Resume,
@@ -249,3 +251,15 @@ def test_a_model_whose_requests_wait_only_for_the_limit_is_not_unloaded_for_bein
     play.submit("waits", SMALL)
     assert play.tick(60.0) == []
     assert play.step(LeaseEnd("long")) == [Grant("waits", "w2")]
+
+
+def test_a_quarantined_model_of_which_a_worker_was_adopted_serves_but_is_not_started_again() -> None:
+    play = Play(limits=Limits(quarantine_after=1))
+    play.submit("a")
+    play.step(LoadFailed("w1", LoadError("bad file")))
+    play.step(WorkerExit("w1", None))
+    play.step(Adopted("old01", SMALL))
+    assert play.submit("b") == [Grant("b", "old01")]
+    assert play.submit("c") == [Grant("c", "old01")]
+    assert play.submit("waits") == []
+    assert refusal(play.step(Unload("small"))).code == "model_quarantined"

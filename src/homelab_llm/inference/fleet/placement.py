@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from homelab_llm.core.errors import InsufficientMemory
+from homelab_llm.core.errors import HomelabError, InsufficientMemory
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.eviction import Resident, Want, evictions_for, make_room
 from homelab_llm.inference.fleet.ledger import Ledger
@@ -19,7 +19,7 @@ def settle(book: Ledger, new_id: Callable[[], str]) -> None:
     if book.reserved_bytes > book.budget_bytes:
         _relieve(book)
     for queue in list(book.hungry.values()):
-        if (error := unfit(book, queue)) is not None:
+        if (error := hopeless(book, queue)) is not None:
             book.refuse_waiting(queue, error)
     if book.hungry:
         _start_hungry(book, new_id)
@@ -27,6 +27,13 @@ def settle(book: Ledger, new_id: Callable[[], str]) -> None:
     if book.limits.max_running:
         book.grant_most_urgent()
     book.unsettled = False
+
+
+def hopeless(book: Ledger, queue: ModelQueue) -> HomelabError | None:
+    """The refusal of requests for which no worker will be started; None when one will."""
+    if queue.quarantined:
+        return refusals.quarantined(queue.demand.name, queue.failures, queue.last_error)
+    return unfit(book, queue)
 
 
 def unfit(book: Ledger, queue: ModelQueue) -> InsufficientMemory | None:

@@ -14,7 +14,7 @@ from homelab_llm.core.waits import Wait
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.ledger import Ledger
 from homelab_llm.inference.fleet.lives import Lives
-from homelab_llm.inference.fleet.placement import outlook, settle, unfit
+from homelab_llm.inference.fleet.placement import hopeless, outlook, settle
 from homelab_llm.inference.fleet.state import (
     Limits,
     ModelQueue,
@@ -242,11 +242,8 @@ class Scheduler:
 
     def _refusal(self, queue: ModelQueue, priority: int) -> HomelabError | None:
         book = self._book
-        if queue.worker is None:
-            if queue.quarantined:
-                return refusals.quarantined(queue.demand.name, queue.failures, queue.last_error)
-            if (error := unfit(book, queue)) is not None:
-                return error
+        if queue.worker is None and (error := hopeless(book, queue)) is not None:
+            return error
         if queue.length >= book.limits.queue_most(priority):
             return self._appointment(queue, priority)
         return None
