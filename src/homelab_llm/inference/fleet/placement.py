@@ -33,10 +33,10 @@ def hopeless(book: Ledger, queue: ModelQueue) -> HomelabError | None:
     """The refusal of requests for which no worker will be started; None when one will."""
     if queue.quarantined:
         return refusals.quarantined(queue.demand.name, queue.failures, queue.last_error)
-    return unfit(book, queue)
+    return _unfit(book, queue)
 
 
-def unfit(book: Ledger, queue: ModelQueue) -> InsufficientMemory | None:
+def _unfit(book: Ledger, queue: ModelQueue) -> InsufficientMemory | None:
     """The refusal, with all numbers, of a model for which no waiting makes room; None when it can be loaded."""
     needed_bytes = queue.needed_bytes(book.budget_bytes)
     if needed_bytes <= book.budget_bytes - sum(w.reserved_bytes for w in _pinned(book, queue.demand.key)):
