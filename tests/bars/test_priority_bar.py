@@ -122,13 +122,12 @@ async def _ubatch_s(url: str) -> float:
 
 
 @pytest.mark.requirement("B-10")
-@pytest.mark.skipif("os.environ.get('HOMELAB_SIZE') != 'full'", reason="a real model at full size only")
-def test_a_real_model_stays_quick_beside_a_batch(daemon: Daemon, figure: Note) -> None:
+def test_a_real_model_stays_quick_beside_a_batch(daemon: Daemon, full: bool, figure: Note) -> None:
     ubatch_s = asyncio.run(_ubatch_s(daemon.url))
     asked = _body("smollm2:135m", "Say a colour.", 8)
     batch = {**_body("smollm2:135m", "Tell a long story about the sea. " * 20, 64), "stream": False}
-    idle_s, busy_s, progressed = asyncio.run(_compare(daemon.url, asked, batch, 40))
+    idle_s, busy_s, progressed = asyncio.run(_compare(daemon.url, asked, batch, 40 if full else 4))
     told = f"idle p95 {idle_s * 1000:.1f} ms, busy p95 {busy_s * 1000:.1f} ms, one ubatch {ubatch_s * 1000:.1f} ms"
     figure("priority.smollm2_p95_of_allowed", busy_s / (2 * idle_s + ubatch_s), "x", "<= 1", told)
     figure("priority.smollm2_batch_progress", float(progressed), "requests", ">= 1")
-    assert progressed >= 1
+    assert progressed >= 1 or not full  # a few questions may all be answered within one batch request
