@@ -99,6 +99,17 @@ def test_bad_input_is_refused_in_words_and_changes_nothing(mlxctl: Mlxctl) -> No
 
 
 @pytest.mark.requirement("R-F2")
+@pytest.mark.requirement("R-F7")
+def test_a_boot_script_is_taken_over_and_two_authorities_are_told(mlxctl: Mlxctl, tmp_path: Path) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text("mlx-openai-server launch --model-path Org/Big --port 8101 &\n")
+    done = mlxctl("registry", "import", str(script), environ=SLOTS)
+    assert done.code == 0, done.err
+    assert "big is new, on port 8101" in done.out
+    assert "two authorities" in done.err
+    assert kept(mlxctl)["big"]["repo_id"] == "Org/Big"
+
+
 def test_a_hand_edited_export_can_be_imported(mlxctl: Mlxctl, home: Home) -> None:
     mlxctl("registry", "import", "-", stdin=a_document(a=an_entry(og_path="/base")))
     file = home.root / "registry.json"

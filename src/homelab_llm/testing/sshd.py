@@ -16,6 +16,11 @@ NAME = "far"
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
 
 
+def sshd_installed() -> bool:
+    """Whether this machine has OpenSSH's client and server."""
+    return shutil.which("sshd", path=_PATH) is not None and shutil.which("ssh") is not None
+
+
 @contextmanager
 def running_sshd(folder: Path) -> Iterator[Path]:
     """Start sshd for a block; gives the options for ssh (``ssh -F``) that reach it as the host ``far``.
@@ -24,10 +29,8 @@ def running_sshd(folder: Path) -> Iterator[Path]:
         RuntimeError: OpenSSH's server is not installed, or it did not start.
     """
     program = shutil.which("sshd", path=_PATH)
-    if program is None or shutil.which("ssh") is None:
-        raise RuntimeError(
-            "these tests need OpenSSH's client and server: apt-get install openssh-client openssh-server"
-        )
+    if program is None or not sshd_installed():
+        raise RuntimeError("OpenSSH's client and server are missing: apt-get install openssh-client openssh-server")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd started by root insists on it
     for name in ("host_key", "key"):

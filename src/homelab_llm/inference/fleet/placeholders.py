@@ -28,9 +28,3 @@ class Placeholders:
         """One of them is free; harmless when none is held."""
         if held := self._held.get(worker_id):
             self._report(LeaseEnd(held.pop(), well=False))
-
-    def let_go_all(self) -> None:
-        """All are free."""
-        for worker_id, held in self._held.items():
-            for _ in list(held):
-                self.let_go(worker_id)

@@ -187,10 +187,6 @@ class FleetLoop(Loop):
         if self._on_end is not None:  # the daemon after this one counts it too
             self._on_end(worker_id)
 
-    def let_go_all(self) -> None:
-        """The daemon before has ended, and all its requests with it."""
-        self._placeholders.let_go_all()
-
     def hand_over(self, on_end: Callable[[str], None] | None = None) -> dict[str, int]:
         """Refuse all that wait and all that come with ``HandedOver``; running requests go on; start and end nothing.
 

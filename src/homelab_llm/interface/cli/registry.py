@@ -129,13 +129,13 @@ def import_(invocation: Invocation, file: str, replace: bool, dry_run: bool) -> 
     """Take the registry in FILE, of this product or of its origin.
 
     It is taken whole or not at all. Ports say what slots shall serve; a running daemon follows with `mlxctl
-    reconcile --apply`.
+    reconcile --apply`. FILE may also be a boot script or a launchd job that starts model servers: it is read,
+    never run, and from then on the registry alone decides what is started.
     """
-    from homelab_llm.core.registry.document import read_document
     from homelab_llm.core.registry.merge import merge, replace_all
 
     content = read_file(file)
-    document = read_document(content, invocation.settings.slots.table())
+    document = read_any(invocation, content)
     take_in = replace_all if replace else merge
 
     def move(state: RegistryState) -> RegistryState:
@@ -143,15 +143,38 @@ def import_(invocation: Invocation, file: str, replace: bool, dry_run: bool) -> 
 
     with invocation.registry() as kept:
         say_changes(invocation, take(invocation, kept, move, content=content, dry_run=dry_run))
+    if not dry_run and is_script(content):
+        invocation.output.warning(
+            f"{file} still starts its servers by itself: two authorities",
+            "disable it (launchctl bootout, or its service); the registry starts the models from now on",
+        )
+
+
+def read_any(invocation: Invocation, content: bytes) -> Document:
+    """The document in these bytes, or what a boot script starts.
+
+    Raises:
+        RegistryInvalid: neither.
+    """
+    from homelab_llm.core.registry.boot_script import read_boot_script
+    from homelab_llm.core.registry.document import read_document
+
+    read = read_boot_script if is_script(content) else read_document
+    return read(content, invocation.settings.slots.table())
+
+
+def is_script(content: bytes) -> bool:
+    """Whether it is a boot script rather than a registry."""
+    from homelab_llm.core.registry.boot_script import is_boot_script
+
+    return is_boot_script(content)
 
 
 @verb("validate")
 @click.argument("file", metavar="FILE|-")
 def validate(invocation: Invocation, file: str) -> None:
-    """Check the registry in FILE and change nothing; errors name the field and its line."""
-    from homelab_llm.core.registry.document import read_document
-
-    document = read_document(read_file(file), invocation.settings.slots.table())
+    """Check the registry (or boot script) in FILE and change nothing; errors name the field and its line."""
+    document = read_any(invocation, read_file(file))
     counts = _counts(document)
     text = f"valid: {_count(counts['models'])}, {counts['ports']} on ports, {counts['intents']} not in the store yet"
     invocation.output.result({"valid": True, **counts}, text)

@@ -103,7 +103,7 @@ class Restart:
 
         Raises:
             Conflict: a restart is under way, or slots are being changed for too long.
-        UnsupportedRequest: whoever started this process would not accept another one in its place.
+            UnsupportedRequest: whoever started this process would not accept another one in its place.
             DaemonUnavailable: the new daemon failed; this one goes on.
         """
         self._check()
