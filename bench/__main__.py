@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import engines, front_door, start
+from bench import engines, front_door, registered, start
 from bench.figures import measure_parts
 
-PARTS = {"start": start.measure, "front_door": front_door.measure, "engines": engines.measure}
+PARTS = {
+    "start": start.measure,
+    "front_door": front_door.measure,
+    "registered": registered.measure,
+    "engines": engines.measure,
+}
 
 
 if __name__ == "__main__":
