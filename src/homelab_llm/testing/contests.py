@@ -9,13 +9,24 @@ import math
 
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.vocabulary import Demand, Grant, Submit
-from homelab_llm.testing.histories import History, World
+from homelab_llm.testing.histories import History, World, run_history
 from homelab_llm.testing.witness import Report
 
 
 def run_contest(seed: int) -> Report:
     """Play one contest to its end; ``violations`` must be empty."""
     return Contest(seed).run()
+
+
+def play(first: int, count: int) -> tuple[list[str], int, float]:
+    """The histories of ``count`` seeds and a contest for every fiftieth: violations, requests, the longest wait (s).
+
+    In a module of the package, so that other processes can be given it.
+    """
+    reports = [run_history(seed) for seed in range(first, first + count)]
+    reports += [run_contest(seed) for seed in range(first, first + count // 50)]
+    violations = [text for report in reports for text in report.violations]
+    return violations, sum(r.requests for r in reports), max(r.longest_wait_s for r in reports)
 
 
 class Contest(History):
