@@ -74,6 +74,7 @@ def test_what_cannot_be_taken_over_is_refused_with_the_reason(script: bytes, wor
 def test_a_registry_is_no_script() -> None:
     assert not is_boot_script(b' {"version": 1}')
     assert not is_boot_script(b"")
+    assert not is_boot_script(bytes(100))
     assert is_boot_script(SCRIPT)
 
 

@@ -285,8 +285,7 @@ async def test_each_start_is_logged_with_command_version_and_digest(
     plan = bench.plan("abc12")
     with caplog.at_level(logging.INFO, "homelab_llm"):
         bench.supervisor.start("abc12", plan)
-    (line,) = [record for record in caplog.records if record.message == "worker starts"]
-    told = vars(line)
+    told = next(vars(record) for record in caplog.records if record.message == "worker starts")
     assert (told["worker"], told["engine"], told["engine_version"]) == ("abc12", "fake", "1")
     assert (told["digest"], told["argv"]) == (str(plan.model.digest), list(plan.argv))
 

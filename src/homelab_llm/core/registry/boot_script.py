@@ -33,7 +33,9 @@ _SHELLS = frozenset({"sh", "bash", "zsh"})
 
 def is_boot_script(content: bytes) -> bool:
     """Whether these bytes look like a script or a launchd job rather than a registry document."""
-    return content.lstrip()[:1] not in (b"{", b"[", b"") or content.startswith(b"bplist")
+    if content.startswith((b"bplist", b"#!")) or content.lstrip().startswith(b"<"):
+        return True
+    return b"--port" in content and content.lstrip()[:1] not in (b"{", b"[")
 
 
 def read_boot_script(content: bytes, slots: SlotTable | None = None) -> Document:
