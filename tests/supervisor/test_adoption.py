@@ -74,7 +74,8 @@ async def test_both_workers_of_a_killed_daemon_are_adopted_as_they_are(bench: Be
         info = bench.supervisor.info(one.worker_id)
         assert info is not None
         assert (info.pid, one.started_unix_s) == ((before.host or (0, 0))[0], before.started_unix_s)
-        assert one.memory_bytes == before.memory_bytes > 32 << 20
+        assert min(one.memory_bytes, before.memory_bytes) > 32 << 20
+        assert abs(one.memory_bytes - before.memory_bytes) < 8 << 20  # it is measured anew
         assert os.getsid(one.engine_pid or 0) == info.pid
         await answers(bench, one.worker_id)
     assert await bench.supervisor.sweep() == []

@@ -11,11 +11,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Text
 
 from homelab_llm.core.errors import DatabaseUnavailable, HomelabError
 from homelab_llm.core.events import Event
@@ -159,34 +160,48 @@ class Recorder:
         return []
 
     def _write(self, items: Sequence[Any]) -> None:
-        rows: list[dict[str, Any]] = []
+        rows: list[tuple[Any, ...]] = []
         happened: list[Event] = []
         jobs: list[Job] = []
         for item in items:
             if isinstance(item, Event):
                 happened.append(item)
             elif dataclasses.is_dataclass(item):
-                rows.append(_values(item, _REQUEST_FIELDS))
+                rows.append(_row(item))
             else:
                 jobs.append(item)
         with self._database.write() as connection:
             for job in jobs:
                 job(connection)
-            _insert(connection, requests, rows)
-            _insert(connection, events, [_values(event, _EVENT_FIELDS) for event in happened])
+            _insert_requests(connection, rows)
+            if happened:
+                connection.execute(events.insert(), [_values(event) for event in happened])
             if self._follow is not None and happened:
                 self._follow(connection, happened)
 
 
 _REQUEST_FIELDS = [column.name for column in requests.columns if column.name not in ("row_id", "facts_json")]
 _EVENT_FIELDS = [column.name for column in events.columns if column.name not in ("event_id", "facts_json")]
+_request_values = attrgetter(*_REQUEST_FIELDS)
+_request_texts = attrgetter(*(name for name in _REQUEST_FIELDS if isinstance(requests.c[name].type, Text)))
 
 
-def _values(item: Any, fields: Iterable[str]) -> dict[str, Any]:
-    values = {name: clean(getattr(item, name)) for name in fields}
-    facts: Mapping[str, Any] = item.facts
-    values["facts_json"] = orjson.dumps(dict(facts), default=str).decode() if facts else "{}"
-    return values
+def _row(item: Any) -> tuple[Any, ...]:
+    """A request as its columns. This runs for every request, in a thread that takes the interpreter from them."""
+    values: tuple[Any, ...] = _request_values(item)
+    texts = "".join(_request_texts(item))
+    if not texts.isascii() or "\x00" in texts:
+        values = tuple(map(clean, values))
+    return (*values, _json(item.facts))
+
+
+def _values(event: Event) -> dict[str, Any]:
+    values = {name: clean(getattr(event, name)) for name in _EVENT_FIELDS}
+    return {**values, "facts_json": _json(event.facts)}
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return orjson.dumps(dict(facts), default=str).decode() if facts else "{}"
 
 
 def clean(value: Any) -> Any:
@@ -196,6 +211,12 @@ def clean(value: Any) -> Any:
     return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value
 
 
-def _insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+def _insert_requests(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """By the driver's own means: SQLAlchemy's take five times as long for each row."""
+    if not rows:
+        return
+    columns = [*_REQUEST_FIELDS, "facts_json"]
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    into = f"INSERT INTO {requests.name} ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))})"  # noqa: S608 — names of our own
     for start in range(0, len(rows), _AT_ONCE):
-        connection.execute(table.insert(), rows[start : start + _AT_ONCE])
+        connection.exec_driver_sql(into, list(rows[start : start + _AT_ONCE]))
