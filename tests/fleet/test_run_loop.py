@@ -591,16 +591,6 @@ async def test_what_happens_is_published_with_the_worker_it_concerns(rig: Rig) -
     assert {event.model for event in rig.news} == {"tiny:1b"}
 
 
-async def test_an_alias_points_to_the_worker_once_it_is_loaded(rig: Rig) -> None:
-    rig.fleet.point("chat", model())
-    assert rig.fleet.aliases == {}
-    lease = await rig.fleet.acquire(model(), "r1")
-    assert rig.fleet.aliases == {"chat": lease.worker_id}
-    lease.release()
-    rig.fleet.point("chat", None)
-    assert rig.fleet.aliases == {}
-
-
 async def test_closing_refuses_who_waits_and_ends_the_workers() -> None:
     rig = Rig()
     leases = [await rig.fleet.acquire(model(), f"r{n}") for n in range(2)]

@@ -11,14 +11,12 @@ from homelab_llm.inference.fleet.scheduler import Scheduler
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.vocabulary import (
     Adopted,
-    AliasChange,
     Cancel,
     Condemn,
     Demand,
     Drain,
     Effect,
     Event,
-    Flip,
     Grant,
     Kill,
     LeaseEnd,
@@ -739,21 +737,6 @@ def test_a_second_worker_of_the_same_model_is_not_adopted_but_drained() -> None:
     play.loaded()
     assert play.step(Adopted("old01", SMALL)) == [Drain("old01", "another worker serves this model")]
     assert play.scheduler.reserved_bytes == 20
-
-
-def test_an_alias_flips_when_its_model_is_loaded_and_back_when_it_goes() -> None:
-    play = Play()
-    assert play.step(AliasChange("chat", SMALL)) == []
-    play.submit("load", preload=True)
-    assert play.step(Loaded("w1")) == [Flip("chat", "w1"), Grant("load", "w1")]
-    assert play.step(AliasChange("chat", OTHER)) == []  # it serves the old one until the new one is warm
-    play.submit("other", OTHER)
-    assert play.step(Loaded("w2")) == [Flip("chat", "w2"), Grant("other", "w2")]
-    assert play.step(WorkerExit("w2", WorkerCrashed("gone"))) == [Flip("chat", None)]
-    play.submit("more", OTHER)
-    assert play.step(Loaded("w3")) == [Flip("chat", "w3"), Grant("more", "w3")]
-    assert play.step(AliasChange("chat", SMALL)) == [Flip("chat", "w1")]
-    assert play.step(AliasChange("chat", None)) == [Flip("chat", None)]
 
 
 def test_progress_of_a_load_is_told_and_shown() -> None:

@@ -18,14 +18,12 @@ from homelab_llm.inference.fleet.scheduler import Scheduler
 from homelab_llm.inference.fleet.state import Limits
 from homelab_llm.inference.fleet.vocabulary import (
     Adopted,
-    AliasChange,
     Cancel,
     Condemn,
     Demand,
     Drain,
     Effect,
     Event,
-    Flip,
     Grant,
     HandOver,
     Kill,
@@ -160,8 +158,6 @@ class History:
         elif roll < 0.84:
             self.seen.budget_bytes = max(1, round(self.world.budget_bytes * self.random.choice((0.5, 0.8, 1.0))))
             self.feed(Memory(self.seen.budget_bytes))
-        elif roll < 0.86:
-            self.feed(AliasChange("chat", self.random.choice((None, *self.world.models))))
         elif roll < 0.90:
             self.set_terms()
         elif roll < 0.92:
@@ -266,8 +262,6 @@ class History:
         self.report.handovers += 1
         self.before.append(self.scheduler)
         self.scheduler = Scheduler(self.seen.budget_bytes, self.new_id, self.world.limits)
-        for pointed in self.seen.aliases:
-            self.seen.aliases[pointed] = None
         self.seen.failures.clear()
         self.seen.paused_until_s.clear()
         for model in self.world.models:
@@ -339,8 +333,6 @@ class History:
                 self.grant(effect)
             case Refuse():
                 self.refuse(effect)
-            case Flip():
-                self.seen.flip(effect)
 
     def start(self, effect: Start) -> None:
         demand, worker_id = effect.demand, effect.worker_id

@@ -13,7 +13,6 @@ from homelab_llm.inference.fleet.vocabulary import (
     NO_TERMS,
     Demand,
     Drain,
-    Flip,
     Grant,
     Kill,
     Refuse,
@@ -81,7 +80,6 @@ class Witness:
         self.per_model: dict[tuple[str, bool], int] = defaultdict(int)
         self.running: dict[str, str] = {}
         self.ended: set[str] = set()
-        self.aliases: dict[str, str | None] = {}
         self.terms: dict[str, Terms] = {}
         self.failures: dict[str, int] = defaultdict(int)
         self.paused_until_s: dict[str, float] = {}
@@ -252,13 +250,6 @@ class Witness:
             self.expect(_number(facts["place"]) > length, f"{effect}: a place among those that wait")
             self.expect(1 <= _number(facts["retry_after_s"]) <= 3600, f"{effect}: no appointment")
         return request
-
-    def flip(self, effect: Flip) -> None:
-        self.expect(self.aliases.get(effect.alias) != effect.worker_id, f"{effect} changes nothing")
-        self.aliases[effect.alias] = effect.worker_id
-        if effect.worker_id is not None:
-            process = self.processes.get(effect.worker_id)
-            self.expect(process is not None and process.state == "ready", f"{effect}: not ready")
 
     def end_wait(self, request_id: str) -> None:
         request, since_s = self.waiting.pop(request_id, (None, self.now_s))

@@ -10,7 +10,6 @@ from collections import OrderedDict
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.inference.fleet import refusals
-from homelab_llm.inference.fleet.aliases import Aliases
 from homelab_llm.inference.fleet.state import Limits, ModelQueue, Waiting, Worker
 from homelab_llm.inference.fleet.vocabulary import (
     BATCH_PRIORITY,
@@ -49,7 +48,6 @@ class Ledger:
         self.workers: dict[str, Worker] = {}
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()  # by arrival
         self.leases: dict[str, tuple[Worker, float, bool]] = {}  # since when (NaN: unknown), whether batch
-        self.aliases = Aliases()
         self.out: list[Effect] = []
         self._arrivals = 0
 
@@ -193,7 +191,6 @@ class Ledger:
         self.reserved_bytes -= worker.reserved_bytes
         self.running -= worker.leases
         self.batch_running -= worker.batch_leases
-        self.unpoint(worker)
         worker.state, worker.held_for = "gone", None
         self.unsettled = True
 
@@ -209,7 +206,6 @@ class Ledger:
         worker.state, worker.held_for = "ending", None
         if worker.queue.worker is worker:
             worker.queue.worker = None
-        self.unpoint(worker)
         self.out.append(Kill(worker.worker_id, reason) if kill else Drain(worker.worker_id, reason))
         self.appetite(worker.queue)
 
@@ -222,7 +218,6 @@ class Ledger:
     def retire(self, worker: Worker) -> None:
         """No new grants; it ends after its last lease, and who waits gets another worker."""
         worker.state, worker.held_for, worker.queue.worker = "retiring", None, None
-        self.unpoint(worker)
         self.appetite(worker.queue)
 
     def idle(self, worker: Worker) -> None:
@@ -244,10 +239,6 @@ class Ledger:
             self.wake_s = min(self.wake_s, worker.expires_s)
         if self.hungry or self.reserved_bytes > self.budget_bytes:
             self.unsettled = True
-
-    def unpoint(self, worker: Worker) -> None:
-        """No alias points to it any more."""
-        self.out.extend(self.aliases.leaves(worker.worker_id))
 
     # --- both -----------------------------------------------------------------------------------------------
 

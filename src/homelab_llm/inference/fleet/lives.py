@@ -48,7 +48,6 @@ class Lives:
         book = self._book
         worker.state, worker.stage, worker.done = "ready", "ready", 1.0
         worker.ready_s = worker.last_used_s = book.now_s
-        book.out.extend(book.aliases.ready(worker.demand.key, worker.worker_id))
         for waiting in worker.queue.take_preloads():
             del book.waiting[waiting.request.request_id]
             book.grant_preload(worker, waiting.request)

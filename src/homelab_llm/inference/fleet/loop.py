@@ -38,18 +38,15 @@ from homelab_llm.inference.fleet.state import Limits, WorkerView
 from homelab_llm.inference.fleet.status import Running, worker_status
 from homelab_llm.inference.fleet.vacating import Vacating
 from homelab_llm.inference.fleet.vocabulary import (
-    AliasChange,
     Cancel,
     Condemn,
     Drain,
     Event,
-    Flip,
     Grant,
     Kill,
     LeaseEnd,
     Loaded,
     LoadFailed,
-    Memory,
     Notify,
     Refuse,
     SetTerms,
@@ -110,14 +107,12 @@ class Loop:
         self._handing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
-        self.aliases: dict[str, str] = {}
         self._effects: dict[type, Callable[[Any], None]] = {
             Grant: self._granted,
             Refuse: self._refused,
             Start: self._start,
             Drain: self._drain,
             Kill: self._kill,
-            Flip: self._flip,
             Notify: self._tell,
         }
         self._workers = workers(self.report)
@@ -162,14 +157,6 @@ class Loop:
     def tick(self) -> None:
         """Time may have passed; the loop calls this itself when its clock is the system's."""
         self.report(Tick())
-
-    def set_budget(self, budget_bytes: int) -> None:
-        """All workers together may take this much from now on."""
-        self.report(Memory(budget_bytes))
-
-    def point(self, alias: str, model: StoredModel | None) -> None:
-        """``alias`` shall serve ``model``: it flips to it as soon as that is loaded. None: it serves nothing."""
-        self.report(AliasChange(alias, self._planned_for(model).demand if model else None))
 
     def forget_plans(self) -> None:
         """Plan every model anew when it is next asked for: settings or installed engines changed."""
@@ -356,12 +343,6 @@ class Loop:
             running.gone.set()
 
     # --- telling and time -----------------------------------------------------------------------------------
-
-    def _flip(self, effect: Flip) -> None:
-        if effect.worker_id is None:
-            self.aliases.pop(effect.alias, None)
-        else:
-            self.aliases[effect.alias] = effect.worker_id
 
     def _tell(self, effect: Notify) -> None:
         if self._publish is not None:

@@ -26,7 +26,6 @@ from homelab_llm.inference.fleet.state import (
 from homelab_llm.inference.fleet.vocabulary import (
     BATCH_PRIORITY,
     Adopted,
-    AliasChange,
     Cancel,
     Condemn,
     Demand,
@@ -73,7 +72,6 @@ class Scheduler:
             WorkerExit: lives.worker_exit,
             Adopted: lives.adopted,
             Memory: self._memory,
-            AliasChange: self._alias_change,
             Unload: self._unload,
             SetTerms: self._set_terms,
             Unquarantine: self._unquarantine,
@@ -90,10 +88,10 @@ class Scheduler:
 
             state     event                                          → state     effects
             (none)    a request, and its memory is free              → loading   Start
-            (none)    Adopted                                        → ready     Grant up to parallel, Flip
+            (none)    Adopted                                        → ready     Grant up to parallel
             (none)    Adopted, not ready                             → loading   none: its load goes on
             (none)    Adopted, unwanted or not the only one          → ending    Drain; retiring while held leases run
-            loading   Loaded                                         → ready     Grant up to parallel, Flip
+            loading   Loaded                                         → ready     Grant up to parallel
             loading   LoadFailed                                     → ending    Refuse all that wait; counts
             loading   Unload; nobody waits and others need room      → ending    Drain (Kill when forced), Refuse
             ready     Submit, LeaseEnd with a free slot              → ready     Grant, the most urgent first
@@ -341,12 +339,6 @@ class Scheduler:
         for worker in list(book.workers.values()):
             if worker.leases == 0:
                 book.idle(worker)
-
-    def _alias_change(self, event: AliasChange) -> None:
-        queue = self._book.queues.get(event.demand.key) if event.demand else None
-        worker = queue.worker if queue else None
-        ready = worker.worker_id if worker and worker.state == "ready" else None
-        self._book.out.extend(self._book.aliases.change(event.alias, event.demand, ready))
 
     # --- memory and time ------------------------------------------------------------------------------------
 

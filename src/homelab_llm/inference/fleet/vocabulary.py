@@ -144,14 +144,6 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class AliasChange:
-    """``alias`` shall serve ``demand`` (None: nothing); flipped when that model is loaded."""
-
-    alias: str
-    demand: Demand | None
-
-
-@dataclass(frozen=True, slots=True)
 class Unload:
     """The operator wants the model gone: new requests wait for a new worker, running ones end first.
 
@@ -202,7 +194,7 @@ class Tick:
 
 Event = (
     Submit | Cancel | LeaseEnd | LoadProgress | Loaded | Measured | LoadFailed | WorkerExit | Adopted | Memory
-    | AliasChange | Unload | SetTerms | Unquarantine | HandOver | Resume | Condemn | Tick
+    | Unload | SetTerms | Unquarantine | HandOver | Resume | Condemn | Tick
 )  # fmt: skip
 
 NotifyKind = Literal[
@@ -254,14 +246,6 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Flip:
-    """``alias`` points to this worker from now on."""
-
-    alias: str
-    worker_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Notify:
     """Something people may want to see; never sent for a request that is granted at once.
 
@@ -277,4 +261,4 @@ class Notify:
     error: HomelabError | None = None
 
 
-Effect = Start | Drain | Kill | Grant | Refuse | Flip | Notify
+Effect = Start | Drain | Kill | Grant | Refuse | Notify
