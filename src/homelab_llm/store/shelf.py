@@ -41,11 +41,7 @@ class Shelf:
         """
         from homelab_llm.store.pull import PullSettings, pull  # slow to import, and seldom needed
 
-        settings = PullSettings(
-            free_floor_bytes=self._settings.free_floor_bytes,
-            hf_endpoint=self._settings.hf_endpoint,
-            allow_private_hosts=self._settings.allow_private_hosts,
-        )
+        settings = PullSettings.of(self._settings)
 
         def tell(step: PullProgress) -> None:
             progress(step.stage, step.done_bytes / step.total_bytes if step.total_bytes else 0.0)

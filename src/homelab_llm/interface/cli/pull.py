@@ -44,12 +44,7 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
     """
     from homelab_llm.store import pull as store_pull
 
-    chosen = invocation.settings.store
-    settings = store_pull.PullSettings(
-        free_floor_bytes=chosen.free_floor_bytes,
-        hf_endpoint=chosen.hf_endpoint,
-        allow_private_hosts=chosen.allow_private_hosts,
-    )
+    settings = store_pull.PullSettings.of(invocation.settings.store)
     with invocation.output.transfer(f"pulling {reference}") as bar:
 
         def show(progress: store_pull.PullProgress) -> None:

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from homelab_llm.core.errors import InvalidInput, SourceUnavailable
 from homelab_llm.core.http import HttpClient, HttpLimits
@@ -17,6 +18,9 @@ from homelab_llm.store.sources.https import HttpsSource
 from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
 from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
+
+if TYPE_CHECKING:
+    from homelab_llm.core.settings import StoreSettings
 
 DEFAULT_HUB = "https://huggingface.co"
 
@@ -41,6 +45,15 @@ class PullSettings:
     apple: bool = field(default_factory=this_is_apple)
     limits: HttpLimits = field(default_factory=HttpLimits)
     backoff_s: float = 0.5
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> PullSettings:
+        """As the operator set them."""
+        return cls(
+            hf_endpoint=settings.hf_endpoint,
+            free_floor_bytes=settings.free_floor_bytes,
+            allow_private_hosts=settings.allow_private_hosts,
+        )
 
     @property
     def hub(self) -> str:
