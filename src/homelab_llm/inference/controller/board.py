@@ -17,10 +17,12 @@ from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.slots import Slot, SlotTable
 from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.core.routing import Target
+from homelab_llm.inference.controller.entries import options
 from homelab_llm.inference.controller.router import Router, slot_target, target_of
 from homelab_llm.inference.controller.seams import Fleet, Move, Ports, Registry, Shelf, Terms
 from homelab_llm.inference.controller.slots import Pointer, Pointers
 from homelab_llm.inference.controller.snapshot import Snapshot
+from homelab_llm.inference.engines.base import ModelOptions
 
 Kind = Literal[
     "load_started", "assigned", "load_failed", "swap_started", "swapped", "swap_failed", "unassigned", "drift",
@@ -240,23 +242,9 @@ def _kinder(one: Terms, other: Terms) -> Terms:
 
 def _run_differently(before: RegistryState, after: RegistryState) -> bool:
     """Whether an entry of both says something else about how its model is run, or a new one brings options."""
+    plain = ModelOptions()
     for slug, entry in after.entries.items():
         known = before.entries.get(slug)
-        if known is not entry and _options(entry) != (_options(known) if known else _PLAIN):
+        if known is not entry and options(entry) != (options(known) if known else plain):
             return True
-    return any(_options(entry) != _PLAIN for slug, entry in before.entries.items() if slug not in after.entries)
-
-
-def _options(entry: Entry) -> tuple[Any, ...]:
-    return (
-        entry.engine,
-        entry.context_length,
-        entry.chat_template,
-        entry.draft_model,
-        entry.flags,
-        entry.tool_call_parser,
-        entry.reasoning_parser,
-    )
-
-
-_PLAIN = _options(Entry("plain", "plain"))
+    return any(options(entry) != plain for slug, entry in before.entries.items() if slug not in after.entries)

@@ -20,7 +20,7 @@ from homelab_llm.core.registry.state import RegistryState, adopt_foreign, regist
 from homelab_llm.core.routing import Target
 from homelab_llm.inference.controller import boot, explaining, loading, reconciling, status
 from homelab_llm.inference.controller.board import Board
-from homelab_llm.inference.controller.entries import registered
+from homelab_llm.inference.controller.entries import options, registered
 from homelab_llm.inference.controller.seams import Fleet, Ports, Registry, Shelf
 from homelab_llm.inference.controller.snapshot import full_name
 from homelab_llm.inference.controller.work import Work
@@ -109,17 +109,7 @@ class Controller:
     def chosen(self, model: StoredModel) -> ModelOptions:
         """What the registry says about how a model is run, for the planner; a look-up."""
         entry = self._board.snapshot.by_model.get(full_name(model.name))
-        if entry is None:
-            return ModelOptions()
-        return ModelOptions(
-            engine=entry.engine,
-            context_tokens=entry.context_length,
-            chat_template=entry.chat_template,
-            draft_model=entry.draft_model,
-            flags=entry.flags,
-            tool_call_parser=entry.tool_call_parser,
-            reasoning_parser=entry.reasoning_parser,
-        )
+        return ModelOptions() if entry is None else options(entry)
 
     # --- gateway.seams.Router -------------------------------------------------------------------------------
 

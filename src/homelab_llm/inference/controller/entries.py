@@ -8,6 +8,7 @@ from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import slug_of
 from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.state import RegistryState, free_slug, register
+from homelab_llm.inference.engines.base import ModelOptions
 
 
 def registered(state: RegistryState, model: StoredModel, slug: str = "") -> RegistryState:
@@ -18,6 +19,19 @@ def registered(state: RegistryState, model: StoredModel, slug: str = "") -> Regi
         slug = free_slug(state, slug_of(model.name), model.name)
         return register(state, Entry(slug, model.name, model.source, path, format=model.facts.format))
     return register(state, replace(known, model_id=model.name, cache_path=path, format=model.facts.format))
+
+
+def options(entry: Entry) -> ModelOptions:
+    """What an entry says about how its model is run."""
+    return ModelOptions(
+        engine=entry.engine,
+        context_tokens=entry.context_length,
+        chat_template=entry.chat_template,
+        draft_model=entry.draft_model,
+        flags=entry.flags,
+        tool_call_parser=entry.tool_call_parser,
+        reasoning_parser=entry.reasoning_parser,
+    )
 
 
 def _main_file(model: StoredModel) -> str:
