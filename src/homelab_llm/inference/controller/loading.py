@@ -104,17 +104,23 @@ async def _empty(board: Board, slot: Slot) -> dict[str, Any]:
     """Its model's process is proven ended when it returns. The assignment is cleared also when nothing ran."""
     async with board.hold(slot.port):
         pointer, known = board.pointers.of(slot), board.snapshot.state.assignment(slot.port)
-        async with board.turn(slot, "swapping", ""):
-            board.pointers.put(Pointer(slot))
-            await board.change(partial(clear, port=slot.port, now_s=board.clock.unix_s()))
-            board.proven.pop(slot.port, None)
-            ours = pointer.model if pointer.slug else None
-            ended = await retire(board, None, ours) if ours is not None else False
+        ours = pointer.model if pointer.slug else None
+        ended = await vacate(board, None, slot)
         if known.desired or known.foreign or ended:
             name = ours.name if ours else known.foreign or known.desired
             board.tell("unassigned", f"{slot.alias} serves nothing", slot=slot, model=name)
     name = ours.name if ours is not None else known.foreign
     return {"port": slot.port, "alias": slot.alias, "model": name, "unloaded": ended, "cleared": known.desired}
+
+
+async def vacate(board: Board, work: Work | None, slot: Slot) -> bool:
+    """Clear a slot that is held, and end its model; False when there was none to end. The default model stays."""
+    pointer = board.pointers.of(slot)
+    async with board.turn(slot, "swapping", ""):
+        board.pointers.put(Pointer(slot))
+        await board.change(partial(clear, port=slot.port, now_s=board.clock.unix_s()))
+        board.proven.pop(slot.port, None)
+        return pointer.model is not None and bool(pointer.slug) and await retire(board, work, pointer.model)
 
 
 async def unload_all(board: Board) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.registry.slots import Slot
 from homelab_llm.core.registry.state import RegistryState, clear, serve
 from homelab_llm.inference.controller.board import Board
-from homelab_llm.inference.controller.loading import place
+from homelab_llm.inference.controller.loading import place, vacate
 from homelab_llm.inference.controller.obtaining import obtain
 from homelab_llm.inference.controller.reconcile import Action, actions
-from homelab_llm.inference.controller.slots import Pointer
 from homelab_llm.inference.controller.status import live_of, lives
-from homelab_llm.inference.controller.swap import retire
 from homelab_llm.inference.controller.work import Work
 
 
@@ -79,7 +77,8 @@ async def _carry_out(board: Board, work: Work, action: Action, *, gently: bool) 
             await board.change(partial(_recorded, slot=slot, slug=action.model, now_s=board.clock.unix_s()))
             return "recorded"
         if action.kind == "unload":
-            return await _leave(board, work, slot)
+            await vacate(board, work, slot)
+            return "unloaded"
         return await _serve(board, work, slot, action, gently=gently)
 
 
@@ -92,16 +91,6 @@ async def _serve(board: Board, work: Work, slot: Slot, action: Action, *, gently
         await board.fleet.unload(model)
     result = await place(board, work, slot, entry, model, force=True)
     return str(result["text"])
-
-
-async def _leave(board: Board, work: Work, slot: Slot) -> str:
-    pointer = board.pointers.of(slot)
-    async with board.turn(slot, "swapping", ""):
-        board.pointers.put(Pointer(slot))
-        await board.change(partial(clear, port=slot.port, now_s=board.clock.unix_s()))
-        if pointer.model is not None:
-            await retire(board, work, pointer.model)
-    return "unloaded"
 
 
 def _would_go(board: Board, slot: Slot, name: str) -> list[str]:
