@@ -22,6 +22,7 @@ from bench.clients import connect, exchange, post
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
+from homelab_llm.testing import homes
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.models import write_fake_model
 
@@ -33,12 +34,10 @@ LITELLM_KEY = f"sk-{secrets.token_hex(32)}"
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[Home]:
-    """A home that vanishes afterwards, with short socket paths."""
-    with tempfile.TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-        yield Home.at(Path(folder) / "home").ensure()
+    """A home that vanishes afterwards; processes started meanwhile find its sockets."""
+    with homes.temporary_home() as home:
+        os.environ["XDG_RUNTIME_DIR"] = str(home.runtime.parent)
+        yield home
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import pytest
@@ -19,6 +18,7 @@ from homelab_llm.core.names import ModelRef
 from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 
 FULL = os.environ.get("HOMELAB_SIZE") == "full"
@@ -55,12 +55,6 @@ def full() -> bool:
     return FULL
 
 
-def _home(folder: str) -> Home:
-    runtime = Path(folder) / "r"
-    runtime.mkdir(mode=0o700)
-    return Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
-
-
 def _environ(home: Home) -> dict[str, str]:
     return {"XDG_RUNTIME_DIR": str(home.runtime.parent)}
 
@@ -68,8 +62,7 @@ def _environ(home: Home) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def daemon(smollm2_gguf: Path, minilm_folder: Path) -> Iterator[Daemon]:
     """A daemon with the real SmolLM2 and MiniLM in its store."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        home = _home(folder)
+    with temporary_home() as home:
         store = ModelStore(home.store)
         store.import_path(smollm2_gguf, ModelRef.parse("smollm2:135m"))
         store.import_path(minilm_folder, ModelRef.parse("all-minilm:l6-v2"))
@@ -80,8 +73,7 @@ def daemon(smollm2_gguf: Path, minilm_folder: Path) -> Iterator[Daemon]:
 @pytest.fixture(params=["pooled", "llama"])
 def fake_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """A daemon with a fake model, as our own workers and as llama.cpp's server behave."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        home = _home(folder)
+    with temporary_home() as home:
         model = write_fake_model(home.root / "fake.gguf")
         ModelStore(home.store).import_path(model, ModelRef.parse("fake"))
         with Daemon(home, fake=True, environ={**_environ(home), "FAKE_ENGINE": request.param}) as running:

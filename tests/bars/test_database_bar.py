@@ -9,8 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +23,7 @@ from homelab_llm.gateway.seams import RequestRow
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.database import ready_database
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 from homelab_llm.testing.postgres import Postgres
 
@@ -35,10 +34,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def own_home() -> Iterator[Home]:
     """A home with a fake model, without a database."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        made = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as made:
         ModelStore(made.store).import_path(write_fake_model(made.root / "fake.gguf"), ModelRef.parse("fake"))
         yield made
 

@@ -8,18 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import httpx2
 import pytest
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 from homelab_llm.testing.slotted import ONE_MODEL_BYTES
 
@@ -47,15 +45,12 @@ class Asked:
 @pytest.fixture
 def narrow() -> Iterator[Daemon]:
     """A daemon with two models that take a moment to load, and memory for one of them."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
         for name in ("a", "b"):
             file = write_fake_model(home.root / f"{name}.gguf", name=name, load_s=0.3)
             ModelStore(home.store).import_path(file, ModelRef.parse(name))
         environ = {
-            "XDG_RUNTIME_DIR": str(runtime),
+            "XDG_RUNTIME_DIR": str(home.runtime.parent),
             "HOMELAB_FLEET__MEMORY_BUDGET_BYTES": str(ONE_MODEL_BYTES),
             "HOMELAB_FLEET__TURN_S": "5",
             "HOMELAB_FLEET__MAX_WAIT_S": str(LONGEST_WAIT_S),

@@ -7,15 +7,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 
 Note = Callable[..., None]
@@ -25,15 +23,12 @@ Note = Callable[..., None]
 def stocked(full: bool) -> Iterator[tuple[Daemon, ModelStore, int]]:
     """A daemon, its store, and how many models are in it."""
     count = 1000 if full else 60
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
         store = ModelStore(home.store)
         store.import_path(write_fake_model(home.root / "fake.gguf"), ModelRef.parse("m0"))
         for number in range(1, count):
             store.copy(ModelRef.parse("m0"), ModelRef.parse(f"m{number}"))
-        with Daemon(home, fake=True, environ={"XDG_RUNTIME_DIR": str(runtime)}) as daemon:
+        with Daemon(home, fake=True, environ={"XDG_RUNTIME_DIR": str(home.runtime.parent)}) as daemon:
             yield daemon, store, count
 
 

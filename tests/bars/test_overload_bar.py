@@ -7,17 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx2
 import psutil
 import pytest
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 
 Note = Callable[..., None]
@@ -37,13 +35,10 @@ class Seen:
 @pytest.fixture
 def crowded(full: bool) -> Iterator[Daemon]:
     """A daemon whose queue is far smaller than the crowd before it; four requests run at once."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
         ModelStore(home.store).import_path(write_fake_model(home.root / "fake.gguf"), ModelRef.parse("fake"))
         environ = {
-            "XDG_RUNTIME_DIR": str(runtime),
+            "XDG_RUNTIME_DIR": str(home.runtime.parent),
             "HOMELAB_FLEET__QUEUE_LIMIT": "32" if full else "8",
             "HOMELAB_ENGINE__PARALLEL": "4",
         }

@@ -8,17 +8,15 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
 import pytest
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 
 Note = Callable[..., None]
@@ -89,12 +87,9 @@ async def _compare(url: str, asked: dict[str, Any], batch: dict[str, Any], round
 @pytest.fixture
 def fake_house() -> Iterator[Daemon]:
     """A daemon with a loaded fake model of four slots; one of them is kept free of batch requests."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
         ModelStore(home.store).import_path(write_fake_model(home.root / "fake.gguf"), ModelRef.parse("fake"))
-        environ = {"XDG_RUNTIME_DIR": str(runtime), "HOMELAB_ENGINE__PARALLEL": "4"}
+        environ = {"XDG_RUNTIME_DIR": str(home.runtime.parent), "HOMELAB_ENGINE__PARALLEL": "4"}
         with Daemon(home, fake=True, environ=environ) as daemon:
             yield daemon
 

@@ -11,17 +11,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import pytest
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon, UnixConnection
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 from homelab_llm.testing.slotted import free_ports, rows, steps
 
@@ -35,11 +33,8 @@ PROMPTS = ("fake: tokens=3", "fake: tokens=30 rate=100", "fake: tokens=60 rate=4
 @pytest.fixture
 def two_models() -> Iterator[Daemon]:
     """A daemon with two models of the fake engine, each in a slot; its workers outlive it."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        environ = {"XDG_RUNTIME_DIR": str(runtime), "HOMELAB_FLEET__ORPHAN_GRACE_S": "60"}
-        home = Home.at(Path(folder) / "home", environ=environ).ensure()
+    with temporary_home() as home:
+        environ = {"XDG_RUNTIME_DIR": str(home.runtime.parent), "HOMELAB_FLEET__ORPHAN_GRACE_S": "60"}
         for number, name in enumerate(MODELS):
             model = write_fake_model(home.root / f"{name}.gguf", weights_bytes=128 * (number + 1), memory_mb=20)
             ModelStore(home.store).import_path(model, ModelRef.parse(name))

@@ -8,8 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +18,7 @@ from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.waits import Wait
 from homelab_llm.gateway.seams import Target
 from homelab_llm.testing.events import eventually
+from homelab_llm.testing.homes import temporary_home
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Door, OpenDoor, Worker
@@ -45,10 +44,8 @@ class Pair:
 
 @pytest.fixture
 def new_home() -> Iterator[Home]:
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        yield Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
+        yield home
 
 
 @pytest.fixture

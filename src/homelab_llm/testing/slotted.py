@@ -10,14 +10,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from homelab_llm.core.names import ModelRef
-from homelab_llm.core.paths import Home
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
+from homelab_llm.testing.homes import temporary_home
 from homelab_llm.testing.models import write_fake_model
 
 ONE_MODEL_BYTES = 30_000_000
@@ -34,15 +32,12 @@ def free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def slotted(*, slots: int = 2, environ: Mapping[str, str] | None = None, names: str = "ab") -> Iterator[Daemon]:
     """A daemon (fake engine) with fake models of these one-letter names and some slots on free ports."""
-    with TemporaryDirectory(prefix="hl-", dir="/tmp") as folder:
-        runtime = Path(folder) / "r"
-        runtime.mkdir(mode=0o700)
-        home = Home.at(Path(folder) / "home", environ={"XDG_RUNTIME_DIR": str(runtime)}).ensure()
+    with temporary_home() as home:
         store = ModelStore(home.store)
         for name in names:
             store.import_path(write_fake_model(home.root / f"{name}.gguf", name=name), ModelRef.parse(name))
         ports = ",".join(map(str, free_ports(slots)))
-        given = {"XDG_RUNTIME_DIR": str(runtime), **(environ or {})}
+        given = {"XDG_RUNTIME_DIR": str(home.runtime.parent), **(environ or {})}
         with Daemon(home, fake=True, slots=ports, environ=given) as daemon:
             yield daemon
 
