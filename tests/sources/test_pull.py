@@ -28,7 +28,7 @@ from homelab_llm.core.failpoints import arm
 from homelab_llm.store.layout import FAILPOINTS as STORE_FAILPOINTS
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import Progress
-from homelab_llm.store.pull import FAILPOINTS, PullProgress, PullSettings, pull
+from homelab_llm.store.pull import FAILPOINTS, JobProgress, PullSettings, pull
 from homelab_llm.testing.hub import FakeHub, Faults
 
 Settings = Callable[..., PullSettings]
@@ -118,7 +118,7 @@ def test_a_hub_that_redirects_to_a_private_machine_is_refused(
 def test_progress_counts_up_to_the_total_and_ends(
     store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
 ) -> None:
-    seen: list[PullProgress] = []
+    seen: list[JobProgress] = []
     pull(store, "hf:Org/Folder", settings=settings(), progress=seen.append)
     total = sum(len(folder_files[path]) for path in FOLDER_PATHS)
     assert [seen[0].stage, seen[-1].stage] == ["resolving", "done"]
@@ -128,7 +128,7 @@ def test_progress_counts_up_to_the_total_and_ends(
 
 
 def test_speed_and_time_left_are_measured() -> None:
-    seen: list[PullProgress] = []
+    seen: list[JobProgress] = []
     now = [0.0]
     progress = Progress(seen.append, lambda: now[0])
     progress.total([1000, None])
@@ -181,7 +181,7 @@ def test_killed_at_any_point_nothing_half_shows_and_the_next_pull_continues(
 def test_an_interrupted_pull_continues(
     hub: FakeHub, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
 ) -> None:
-    def interrupt(report: PullProgress) -> None:
+    def interrupt(report: JobProgress) -> None:
         if report.file == "model.safetensors" and report.done_bytes > 1_000_000:
             raise KeyboardInterrupt
 
@@ -220,9 +220,9 @@ def test_a_server_without_ranges_starts_over_and_ends_right(
     hub: FakeHub, store: ModelStore, settings: Settings, gguf_file: bytes
 ) -> None:
     hub.faults = Faults(times=1, drop_after_bytes=300_000)
-    seen: list[PullProgress] = []
+    seen: list[JobProgress] = []
 
-    def then_no_ranges(report: PullProgress) -> None:
+    def then_no_ranges(report: JobProgress) -> None:
         seen.append(report)
         if report.stage == "retrying":
             hub.faults = Faults(ignore_range=True)
@@ -239,7 +239,7 @@ def test_content_that_changes_in_the_middle_starts_over(
     other = gguf_file[:-64] + bytes(range(1, 65))
     hub.faults = Faults(drop_after_bytes=300_000)
 
-    def change(report: PullProgress) -> None:
+    def change(report: JobProgress) -> None:
         if report.stage == "retrying":
             hub.repos["Org/Tiny-GGUF"]["tiny-F32.gguf"] = other
             hub.faults = Faults(times=0)

@@ -9,9 +9,10 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     │   ├── InvalidName  InvalidDigest  InvalidSettings  UnknownField
     │   ├── BodyTooLarge  UnsupportedEncoding  ContextOverflow  UnsupportedRequest
     │   ├── RegistryInvalid  RegistryTooNew
-    │   └── BadModelFile  UnsafeModel  NotRegularFile
+    │   ├── BadModelFile  UnsafeModel  NotRegularFile
+    │   └── BadManifest  InvalidModelSpec  InvalidTemplate
     ├── NotFound                     ModelNotFound  EndpointNotFound  SourceNotFound  KeyNotFound
-    │                                SlotNotFound  ModelNotRegistered
+    │                                SlotNotFound  ModelNotRegistered  JobNotFound
     ├── Denied                       Unauthorized  Forbidden  SourceDenied  ListenRefused
     ├── Conflict                     ModelInUse  AlreadyExists  DaemonRunning  PortTaken  StoreBusy
     │                                SlotInUse  VersionMismatch  SchemaTooNew
@@ -22,7 +23,7 @@ in the command line; a test walks this tree and fails when a class is mapped in 
     ├── DaemonUnavailable            HandedOver  HostUnavailable
     ├── DeadlineExceeded  Cancelled
     ├── DatabaseUnavailable
-    └── InternalError                StoreDamaged
+    └── InternalError                StoreDamaged  ModelDamaged  JobFailed
 """
 
 from __future__ import annotations
@@ -133,6 +134,24 @@ class NotRegularFile(InvalidInput):
     code = "not_regular_file"
 
 
+class BadManifest(InvalidInput):
+    """A registry's manifest cannot be a model's: wrong, huge, recursive, or of a kind that is not read here."""
+
+    code = "bad_manifest"
+
+
+class InvalidModelSpec(InvalidInput):
+    """A ModelSpec or Modelfile cannot be used; facts: ``line`` and ``field`` where known. Nothing was written."""
+
+    code = "invalid_model_spec"
+
+
+class InvalidTemplate(InvalidInput):
+    """A chat template does not parse, reaches for what it may not, or takes too long or writes too much."""
+
+    code = "invalid_template"
+
+
 class RegistryInvalid(InvalidInput):
     """A registry document that cannot be used; facts: ``field``, ``line`` where known. Nothing was changed."""
 
@@ -185,6 +204,12 @@ class ModelNotRegistered(NotFound):
     """The registry has no such entry."""
 
     code = "model_not_registered"
+
+
+class JobNotFound(NotFound):
+    """No job of that id."""
+
+    code = "job_not_found"
 
 
 class Denied(HomelabError):
@@ -424,6 +449,18 @@ class StoreDamaged(InternalError):
     """A file of the store was lost or changed by something else; facts: ``file``. Nothing was overwritten."""
 
     code = "store_damaged"
+
+
+class ModelDamaged(InternalError):
+    """Content of a model is not what its digests say; facts: ``model``, ``files`` (list). It is not loaded."""
+
+    code = "model_damaged"
+
+
+class JobFailed(InternalError):
+    """The program that did a job ended without a result; facts: ``signal`` or ``exit_code``."""
+
+    code = "job_failed"
 
 
 def error_classes() -> list[type[HomelabError]]:

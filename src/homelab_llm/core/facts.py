@@ -54,11 +54,74 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """What a model brings besides its weights, from its ModelSpec or Modelfile; empty = the files' own, or nothing.
+
+    ``parameters`` are request parameters by their OpenAI or Ollama names (``temperature``, ``stop``, …), used where a
+    request says nothing, and the load parameter ``num_ctx`` (context tokens). ``system`` is used when a request has no
+    system message, ``messages`` (``{"role", "content"}``) come before a conversation. ``template`` is a Jinja chat
+    template that replaces the files' own. ``adapters`` are paths inside the model: a GGUF adapter, or a folder in
+    PEFT's format. ``tool_call_parser``, ``reasoning_parser`` name formats as a registry entry does.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    template: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+    adapters: tuple[str, ...] = ()
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, only what is set."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelDefaults:
+        """The inverse of ``as_dict``; unknown keys are ignored."""
+        known = {name: value for name, value in data.items() if name in cls.__dataclass_fields__}
+        for name in ("messages", "adapters"):
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a model was made here; empty for one that was pulled or imported as it is.
+
+    ``base`` and ``base_digest`` name the model it was made from, ``action`` is create, convert, quantize or fuse,
+    ``tool`` the program with its version, ``measured`` holds figures such as ``perplexity_before``.
+    """
+
+    base: str = ""
+    base_digest: str = ""
+    action: str = ""
+    tool: str = ""
+    created_unix_s: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, only what is set."""
+        return {name: value for name in self.__dataclass_fields__ if (value := getattr(self, name))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
+        """The inverse of ``as_dict``; unknown keys are ignored."""
+        return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__})
+
+
+NO_DEFAULTS = ModelDefaults()
+NO_PROVENANCE = Provenance()
+
+
+@dataclass(frozen=True, slots=True)
 class StoredModel:
     """A model that lies complete in the store.
 
     ``files`` maps the file's path inside the model (``model.gguf``, ``config.json``) to its blob on disk;
-    read-only, valid until the model is removed and pruned.
+    read-only, valid until the model is removed and pruned. ``source`` is where it came from first, as part of the
+    model; ``pulled_from`` where this store got it, which is what repairs it (empty: imported or made here).
     """
 
     name: str
@@ -68,3 +131,6 @@ class StoredModel:
     size_bytes: int = 0
     created_unix_s: float = 0.0
     source: str = ""
+    pulled_from: str = ""
+    defaults: ModelDefaults = NO_DEFAULTS
+    provenance: Provenance = NO_PROVENANCE

@@ -1,8 +1,9 @@
-"""The one HTTP client for everything outside: registries, package files, web addresses. Synchronous, GET only.
+"""The one HTTP client for everything outside: registries, package files, web addresses. Synchronous.
 
-It connects to the address that ``core/urls.py`` checked (the name stays in the Host header and in TLS), follows
-redirects itself and checks each hop, sends credentials only to the origin they were given for, never asks for
-compressed bodies, bounds bytes and time, and retries what a retry can mend.
+``stream`` reads files and judges the status; ``exchange`` is one request of any method, for protocols that read
+statuses themselves. It connects to the address that ``core/urls.py`` checked (the name stays in the Host header and
+in TLS), follows redirects itself and checks each hop, sends credentials only to the origin they were given for, never
+asks for compressed bodies, bounds bytes and time, and retries what a retry can mend.
 
 Where a proxy is set (``HTTPS_PROXY`` and its kin) names are resolved by the proxy, and keeping it from private
 addresses is the proxy's task; addresses written out in a URL are still checked here.
@@ -14,7 +15,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_REDIRECTS = 8
+_AGENT = f"homelab-llm/{__version__}"
 MAX_RETRY_AFTER_S = 60.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -63,6 +65,15 @@ class Body:
     total_bytes: int | None
     validator: str
     chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply, whatever its status; names of headers are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 @dataclass(slots=True)
@@ -120,6 +131,40 @@ class HttpClient:
         except (ValueError, RecursionError) as error:
             raise SourceUnavailable(f"{_shown(url)} did not answer with JSON") from error
 
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Iterable[bytes] | None = None,
+        limit_bytes: int = 4 << 20,
+    ) -> Reply:
+        """One request, without redirects, retries or judgement of the status; ``headers`` go out as they are.
+
+        Args:
+            content: the body; for chunks give ``content-length`` too, or they are sent with chunked encoding.
+
+        Raises:
+            SourceUnavailable: network, TLS, a proxy; the reply is cut or larger than ``limit_bytes``.
+            SourceDenied: the policy.
+        """
+        import httpx2
+
+        own = {"accept-encoding": "identity", "user-agent": _AGENT, **(headers or {})}
+        reply = self._send(method, url, origin_of(url), own, content)
+        received = bytearray()
+        try:
+            for chunk in reply.iter_raw():
+                received += chunk
+                if len(received) > limit_bytes:
+                    raise SourceUnavailable(f"the reply of {_shown(url)} is larger than {limit_bytes} bytes")
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise SourceUnavailable(f"the reply of {_shown(url)} was cut") from error
+        finally:
+            reply.close()
+        return Reply(reply.status_code, {n.lower(): v for n, v in reply.headers.items()}, bytes(received))
+
     @contextlib.contextmanager
     def stream(self, url: str, *, start: int = 0, stop: int | None = None, authorization: str = "") -> Iterator[Body]:
         """Open a file at byte ``start`` (up to, not including, ``stop``); the block reads ``chunks``.
@@ -132,7 +177,7 @@ class HttpClient:
                 while reading: the body is cut, stalled, or longer than announced.
             SourceDenied: 401, 403, or the policy. SourceNotFound: 404, 410.
         """
-        headers = {"accept-encoding": "identity", "user-agent": f"homelab-llm/{__version__}"}
+        headers = {"accept-encoding": "identity", "user-agent": _AGENT}
         if start or stop is not None:
             headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         reply, final_url = self._open(url, headers, authorization)
@@ -168,7 +213,7 @@ class HttpClient:
             if first.scheme == "https" and origin.scheme == "http":
                 raise SourceDenied(f"{first.host} redirects to an address without encryption", host=origin.host)
             own = {"authorization": authorization} if authorization and origin == first else {}
-            reply = self._send(url, origin, {**headers, **own})
+            reply = self._send("GET", url, origin, {**headers, **own})
             if reply.status_code not in _REDIRECTS:
                 break
             location = reply.headers.get("location", "")
@@ -181,7 +226,14 @@ class HttpClient:
             raise _refusal(reply, url)
         return reply, url
 
-    def _send(self, url: str, origin: Origin, headers: Mapping[str, str]) -> httpx2.Response:
+    def _send(
+        self,
+        method: str,
+        url: str,
+        origin: Origin,
+        headers: Mapping[str, str],
+        content: bytes | Iterable[bytes] | None = None,
+    ) -> httpx2.Response:
         """One request, to a checked address. Tries the addresses in turn while none accepts the connection."""
         import httpx2
 
@@ -197,7 +249,11 @@ class HttpClient:
                 if address:
                     target = target.copy_with(host=address)
                 request = client.build_request(
-                    "GET", target, headers={**headers, "host": host}, extensions={"sni_hostname": origin.host}
+                    method,
+                    target,
+                    headers={**headers, "host": host},
+                    content=content,
+                    extensions={"sni_hostname": origin.host},
                 )
                 return client.send(request, stream=True)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:

@@ -139,6 +139,19 @@ class StoreSettings(Section):
     free_floor_bytes: Bytes = Field(2 * 10**9, description="A pull is refused when less than this would stay free.")
     hf_endpoint: str = Field("https://huggingface.co", description="Base URL of the Hugging Face hub.")
     allow_private_hosts: bool = Field(False, description="Let sources point to loopback and private addresses.")
+    ollama_registry: str = Field("https://registry.ollama.ai", description="Base URL of the Ollama library.")
+    registries: Strings = Field(
+        (), description="Registries `host[:port]` that may be at private addresses or without TLS; loopback always may."
+    )
+    connections_per_host: int = Field(8, ge=1, le=32, description="Connections of one download to one host.")
+    rate_limit_bytes_per_s: Bytes = Field(
+        0, description="Most bytes per second of all downloads of a process; 0 = no limit."
+    )
+    max_jobs: int = Field(2, ge=1, le=16, description="Jobs (pull, push, convert, …) that run at once; others wait.")
+    verify: Literal["changed", "never"] = Field(
+        "changed",
+        description="Before a load: `changed` hashes what is new, changed or was in a crash; `never` trusts all.",
+    )
 
 
 class DataSettings(Section):

@@ -32,6 +32,9 @@ STATUSES: dict[type[HomelabError], int] = {
     errors.BadModelFile: 422,
     errors.UnsafeModel: 422,
     errors.NotRegularFile: 422,
+    errors.BadManifest: 422,
+    errors.InvalidModelSpec: 400,
+    errors.InvalidTemplate: 422,
     errors.NotFound: 404,
     errors.ModelNotFound: 404,
     errors.EndpointNotFound: 404,
@@ -39,6 +42,7 @@ STATUSES: dict[type[HomelabError], int] = {
     errors.KeyNotFound: 404,
     errors.SlotNotFound: 404,
     errors.ModelNotRegistered: 404,
+    errors.JobNotFound: 404,
     errors.Denied: 403,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
@@ -77,6 +81,8 @@ STATUSES: dict[type[HomelabError], int] = {
     errors.DatabaseUnavailable: 503,
     errors.InternalError: 500,
     errors.StoreDamaged: 500,
+    errors.ModelDamaged: 500,
+    errors.JobFailed: 500,
 }
 
 _TYPES = {

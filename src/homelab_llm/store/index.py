@@ -25,6 +25,7 @@ from homelab_llm.store.manifests import MANIFEST, MODEL
 
 NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
+PULLED_FROM = "homelab-llm.pulled-from"
 
 _TIME_STEPS_NS = (1, 1_000, 2 * 10**9)  # APFS and ext4; file systems that keep microseconds; FAT and HFS+
 
@@ -48,6 +49,13 @@ class Entry:
         except (KeyError, TypeError, ValueError):
             return 0.0
 
+    @property
+    def pulled_from(self) -> str:
+        """The reference by which this store got the manifest; empty when it was imported or made here."""
+        annotations = self.raw.get("annotations")
+        found = annotations.get(PULLED_FROM) if isinstance(annotations, dict) else None
+        return found if isinstance(found, str) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
@@ -56,12 +64,17 @@ class Index:
     entries: tuple[Entry, ...] = ()
     other: tuple[tuple[str, Any], ...] = ()
 
-    def tagged(self, ref: ModelRef, digest: Digest, size_bytes: int, created_unix_s: float) -> Index:
+    def tagged(
+        self, ref: ModelRef, digest: Digest, size_bytes: int, created_unix_s: float, pulled_from: str = ""
+    ) -> Index:
         """This index with ``ref`` meaning ``digest``; one that meant it before keeps its date."""
         current = self.find(ref)
         if current is not None and current.digest == digest:
-            return self
-        return replace(self, entries=(*self._without(ref), _entry(ref, digest, size_bytes, created_unix_s)))
+            if not pulled_from or pulled_from == current.pulled_from:
+                return self
+            created_unix_s = current.created_unix_s
+        added = _entry(ref, digest, size_bytes, created_unix_s, pulled_from)
+        return replace(self, entries=(*self._without(ref), added))
 
     def without(self, drop: Callable[[Entry], bool]) -> Index:
         """This index less the entries for which ``drop`` says so."""
@@ -130,14 +143,14 @@ def index_stamp(layout: Layout) -> Stamp:
     return (found.st_mtime_ns, found.st_ino, found.st_size)
 
 
-def _entry(ref: ModelRef, digest: Digest, size_bytes: int, created_unix_s: float) -> Entry:
+def _entry(ref: ModelRef, digest: Digest, size_bytes: int, created_unix_s: float, pulled_from: str) -> Entry:
     created = datetime.fromtimestamp(created_unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     raw = {
         "mediaType": MANIFEST,
         "artifactType": MODEL,
         "digest": str(digest),
         "size": size_bytes,
-        "annotations": {NAME: str(ref), CREATED: created},
+        "annotations": {NAME: str(ref), CREATED: created} | ({PULLED_FROM: pulled_from} if pulled_from else {}),
     }
     return Entry(raw, ref, digest)
 

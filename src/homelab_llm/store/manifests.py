@@ -18,7 +18,7 @@ from typing import Any
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import InvalidDigest, InvalidName
-from homelab_llm.core.facts import ModelFacts
+from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, ModelFacts, Provenance
 from homelab_llm.store.file_names import check_file_names, is_document, is_weight
 from homelab_llm.store.layout import damaged
 
@@ -31,6 +31,8 @@ DOCUMENT = "application/vnd.cncf.model.doc.v1.raw"
 FILE_PATH = "org.cncf.model.filepath"
 FACTS = "homelab-llm.facts+json"
 SOURCE = "homelab-llm.source"
+DEFAULTS = "homelab-llm.defaults+json"
+PROVENANCE = "homelab-llm.provenance+json"
 MAX_SOURCE_CHARACTERS = 2048
 _FACT_TYPES: dict[str, type] = {
     field.name: {"str": str, "Format": str, "int": int, "bool": bool}.get(str(field.type), tuple)
@@ -58,6 +60,8 @@ class Manifest:
     layers: tuple[Layer, ...]
     facts: ModelFacts
     source: str
+    defaults: ModelDefaults = NO_DEFAULTS
+    provenance: Provenance = NO_PROVENANCE
 
     @property
     def size_bytes(self) -> int:
@@ -84,13 +88,25 @@ def encode_config(layers: tuple[Layer, ...], facts: ModelFacts) -> bytes:
     return _dump({"descriptor": descriptor, "config": config, "modelfs": modelfs})
 
 
-def encode_manifest(layers: tuple[Layer, ...], config: bytes, facts: ModelFacts, source: str) -> bytes:
+def encode_manifest(
+    layers: tuple[Layer, ...],
+    config: bytes,
+    facts: ModelFacts,
+    source: str,
+    defaults: ModelDefaults = NO_DEFAULTS,
+    provenance: Provenance = NO_PROVENANCE,
+) -> bytes:
     """The manifest's exact bytes.
 
     Raises:
         InvalidName: a file name outside the grammar.
     """
     check_file_names([layer.name for layer in layers])
+    annotations = {FACTS: _canonical(facts.as_dict()), SOURCE: source[:MAX_SOURCE_CHARACTERS]}
+    if defaults != NO_DEFAULTS:
+        annotations[DEFAULTS] = _canonical(defaults.as_dict())
+    if provenance != NO_PROVENANCE:
+        annotations[PROVENANCE] = _canonical(provenance.as_dict())
     return _dump(
         {
             "schemaVersion": 2,
@@ -98,10 +114,7 @@ def encode_manifest(layers: tuple[Layer, ...], config: bytes, facts: ModelFacts,
             "artifactType": MODEL,
             "config": {"mediaType": CONFIG, "digest": str(Digest.of(config)), "size": len(config)},
             "layers": [_layer(layer) for layer in layers],
-            "annotations": {
-                FACTS: json.dumps(facts.as_dict(), sort_keys=True, separators=(",", ":")),
-                SOURCE: source[:MAX_SOURCE_CHARACTERS],
-            },
+            "annotations": annotations,
         }
     )
 
@@ -120,9 +133,11 @@ def parse_manifest(content: bytes, digest: Digest, file: Path) -> Manifest:
         annotations = document["annotations"]
         facts = _parsed_facts(json.loads(annotations[FACTS]))
         source = str(annotations.get(SOURCE, ""))[:MAX_SOURCE_CHARACTERS]
+        defaults = _parsed_defaults(annotations)
+        provenance = _parsed_provenance(annotations)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, InvalidDigest, InvalidName) as error:
         raise damaged(file, "is not the manifest of a model in this product's form") from error
-    return Manifest(digest, config, layers, facts, source)
+    return Manifest(digest, config, layers, facts, source, defaults, provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +208,37 @@ def _parsed_facts(raw: Mapping[str, Any]) -> ModelFacts:
     return facts
 
 
+def _parsed_defaults(annotations: Mapping[str, Any]) -> ModelDefaults:
+    if DEFAULTS not in annotations:
+        return NO_DEFAULTS
+    found = ModelDefaults.from_dict(_object(json.loads(annotations[DEFAULTS])))
+    texts = (found.system, found.template, found.tool_call_parser, found.reasoning_parser, *found.adapters)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(found.parameters, dict):
+        raise ValueError("a default is of another type")
+    for message in found.messages:
+        if not isinstance(message, dict) or not all(isinstance(text, str) for text in message.values()):
+            raise ValueError("a message is role and content")
+    return found
+
+
+def _parsed_provenance(annotations: Mapping[str, Any]) -> Provenance:
+    if PROVENANCE not in annotations:
+        return NO_PROVENANCE
+    found = Provenance.from_dict(_object(json.loads(annotations[PROVENANCE])))
+    if not all(isinstance(text, str) for text in (found.base, found.base_digest, found.action, found.tool)):
+        raise ValueError("a provenance is of another type")
+    numbers = (found.created_unix_s, *_object(found.measured).values())
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("a figure is a number")
+    return found
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
 def _pack_format(facts: ModelFacts) -> str:
     return "gguf" if facts.format == "gguf" else "safetensors"
 
@@ -203,6 +249,10 @@ def _rounded(parameters: int) -> str:
         if parameters >= scale:
             return f"{parameters / scale:.3g}{unit}"
     return str(parameters)
+
+
+def _canonical(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _dump(document: dict[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import InvalidInput, InvalidName, ModelNotFound
-from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, ModelFacts, Provenance, StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import DEFAULT_TAG, ModelRef
 from homelab_llm.store.blobs import BlobStore
@@ -89,14 +89,26 @@ class ModelStore:
             return found
         raise self._missing(ref, digest)
 
-    def add(self, ref: ModelRef, files: Mapping[str, Digest], facts: ModelFacts, *, source: str) -> StoredModel:
+    def add(
+        self,
+        ref: ModelRef,
+        files: Mapping[str, Digest],
+        facts: ModelFacts,
+        *,
+        source: str,
+        pulled_from: str = "",
+        defaults: ModelDefaults = NO_DEFAULTS,
+        provenance: Provenance = NO_PROVENANCE,
+    ) -> StoredModel:
         """Write configuration, manifest and name of a model whose blobs are all in the store.
 
-        A name that exists is moved to the new model, in one step.
+        A name that exists is moved to the new model, in one step. The same files, facts, source, defaults and
+        provenance give the same manifest, byte for byte: that is how a model which was pushed is the same elsewhere.
 
         Args:
             files: path inside the model → its blob.
-            source: where it came from, as a reference that could be pulled again; kept with the model.
+            source: where it came from first, as a reference; part of the model.
+            pulled_from: the reference by which it came into this store; kept with the name.
 
         Raises:
             InvalidName: ``ref`` has a digest, or a file name is outside the grammar.
@@ -111,14 +123,14 @@ class ModelStore:
             layers = tuple(self._layer(name, digest) for name, digest in sorted(files.items()))
             failpoint("store.add.checked")
             config = encode_config(layers, facts)
-            manifest = encode_manifest(layers, config, facts, source)
+            manifest = encode_manifest(layers, config, facts, source, defaults, provenance)
             if max(len(config), len(manifest)) > MAX_DOCUMENT_BYTES:
                 raise InvalidInput("the model's description is larger than 4 MiB", field="facts")
             self._blobs.put_locked(config)
             failpoint("store.add.config")
             digest = self._blobs.put_locked(manifest)
             failpoint("store.add.manifest")
-            self._write(index.tagged(ref, digest, len(manifest), time.time()), index)
+            self._write(index.tagged(ref, digest, len(manifest), time.time(), pulled_from), index)
             self._blobs.release_locked(files.values())
         return self.resolve(str(ref))
 
@@ -173,7 +185,7 @@ class ModelStore:
             entry = self._entries(index, source)[0]
             assert entry.digest is not None  # noqa: S101 — it resolves
             size = self._blobs.size_bytes(entry.digest) or 0
-            self._write(index.tagged(target, entry.digest, size, time.time()), index)
+            self._write(index.tagged(target, entry.digest, size, time.time(), entry.pulled_from), index)
         return self.resolve(str(target))
 
     def remove(self, ref: ModelRef) -> PruneReport:

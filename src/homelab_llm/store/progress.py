@@ -1,4 +1,4 @@
-"""Progress of a pull as numbers for people and programs: bytes, speed, time left."""
+"""Progress of long work on models as numbers for people and programs: bytes, speed, time left."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["resolving", "waiting", "fetching", "retrying", "inspecting", "storing", "done"]
+Stage = Literal[
+    "resolving",
+    "waiting",
+    "fetching",
+    "retrying",
+    "inspecting",
+    "storing",
+    "hashing",
+    "uploading",
+    "converting",
+    "quantizing",
+    "measuring",
+    "done",
+]
 
 _REPORT_EVERY_S = 0.1
 _SMOOTHING_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class PullProgress:
+class JobProgress:
     """One report. Bytes count over all files, kept ones included; ``total_bytes`` is None while unknown.
 
     ``bytes_per_s`` is smoothed over some seconds and 0 at first; ``eta_s`` is None while it cannot be told.
@@ -32,7 +45,7 @@ class Progress:
     """Collects what a pull does and reports at most ten times a second, every change of stage at once."""
 
     def __init__(
-        self, report: Callable[[PullProgress], None], monotonic_s: Callable[[], float] = time.monotonic
+        self, report: Callable[[JobProgress], None], monotonic_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._report, self._monotonic_s = report, monotonic_s
         self._stage: Stage = "resolving"
@@ -87,4 +100,4 @@ class Progress:
         done = self._finished_bytes + self._file_bytes
         left = None if self._total_bytes is None else max(0, self._total_bytes - done)
         eta_s = left / self._rate if left is not None and self._rate > 0 else None
-        self._report(PullProgress(self._stage, self._file, done, self._total_bytes, max(0.0, self._rate), eta_s))
+        self._report(JobProgress(self._stage, self._file, done, self._total_bytes, max(0.0, self._rate), eta_s))

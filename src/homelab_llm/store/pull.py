@@ -22,7 +22,7 @@ from homelab_llm.core.names import ModelRef, tag_of
 from homelab_llm.core.units import format_bytes
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
-from homelab_llm.store.progress import Progress, PullProgress
+from homelab_llm.store.progress import Progress, JobProgress
 from homelab_llm.store.sources.base import GitBlobHash, RemoteFile, RemoteModel, Source
 from homelab_llm.store.sources.table import PullSettings, open_source
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from homelab_llm.store.blobs import BlobWriter
     from homelab_llm.store.model_store import ModelStore
 
-__all__ = ["FAILPOINTS", "PullProgress", "PullSettings", "pull", "pull_from"]
+__all__ = ["FAILPOINTS", "JobProgress", "PullSettings", "pull", "pull_from"]
 
 FAILPOINTS = (
     "pull.resolved",
@@ -53,7 +53,7 @@ def pull(
     *,
     name: str | None = None,
     settings: PullSettings | None = None,
-    progress: Callable[[PullProgress], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> StoredModel:
     """Bring the model of ``reference`` into the store; blocks. A second pull of the same at the same time joins.
 
@@ -90,7 +90,7 @@ def pull_from(
     *,
     ref: ModelRef | None,
     settings: PullSettings,
-    progress: Callable[[PullProgress], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
     licence: str = "",
 ) -> StoredModel:
     """As ``pull``, from a source that is already chosen.

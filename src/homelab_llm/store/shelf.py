@@ -11,7 +11,7 @@ from homelab_llm.store.index import Stamp
 from homelab_llm.store.model_store import ModelStore
 
 if TYPE_CHECKING:
-    from homelab_llm.store.progress import PullProgress
+    from homelab_llm.store.progress import JobProgress
 
 
 class Shelf:
@@ -43,7 +43,7 @@ class Shelf:
 
         settings = PullSettings.of(self._settings)
 
-        def tell(step: PullProgress) -> None:
+        def tell(step: JobProgress) -> None:
             progress(step.stage, step.done_bytes / step.total_bytes if step.total_bytes else 0.0)
 
         return pull(self._store, reference, settings=settings, progress=tell)

@@ -80,11 +80,12 @@ class _Reader:
         elif name in self.models:
             self._report("", f"index.json of the store names {name} more than once; the first counts")
         else:
-            self._add(name, entry.digest, entry.created_unix_s)
+            self._add(name, entry.digest, entry.created_unix_s, entry.pulled_from)
 
-    def _add(self, name: str, digest: Digest, created_unix_s: float) -> None:
+    def _add(self, name: str, digest: Digest, created_unix_s: float, pulled_from: str) -> None:
         same = self._before.by_name.get(name)
-        if same is not None and (same.digest, same.created_unix_s) == (digest, created_unix_s):
+        now = (digest, created_unix_s, pulled_from)
+        if same is not None and (same.digest, same.created_unix_s, same.pulled_from) == now:
             self.models[name], self.manifests[digest] = same, self._before.manifests[digest]
             return
         try:
@@ -108,6 +109,9 @@ class _Reader:
             size_bytes=manifest.size_bytes,
             created_unix_s=created_unix_s,
             source=manifest.source,
+            pulled_from=pulled_from,
+            defaults=manifest.defaults,
+            provenance=manifest.provenance,
         )
 
     def _read(self, digest: Digest) -> Manifest:

@@ -14,7 +14,7 @@ from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import resolve_or_none, summary
 
 if TYPE_CHECKING:
-    from homelab_llm.store.progress import PullProgress
+    from homelab_llm.store.progress import JobProgress
 
 
 @verb("pull")
@@ -47,7 +47,7 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
     settings = store_pull.PullSettings.of(invocation.settings.store)
     with invocation.output.transfer(f"pulling {reference}") as bar:
 
-        def show(progress: store_pull.PullProgress) -> None:
+        def show(progress: store_pull.JobProgress) -> None:
             if events:
                 invocation.output.event({"status": "pulling", **asdict(progress)})
             bar.update(progress.stage, progress.done_bytes, progress.total_bytes, _pace(progress))
@@ -62,7 +62,7 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
             ) from None
 
 
-def _pace(progress: PullProgress) -> str:
+def _pace(progress: JobProgress) -> str:
     if not progress.bytes_per_s:
         return ""
     left = f", {format_duration(max(progress.eta_s, 1))} left" if progress.eta_s else ""

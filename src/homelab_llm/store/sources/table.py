@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from homelab_llm.core.settings import StoreSettings
 
 DEFAULT_HUB = "https://huggingface.co"
+DEFAULT_OLLAMA = "https://registry.ollama.ai"
 
 
 def this_is_apple() -> bool:
@@ -32,7 +33,7 @@ def this_is_apple() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PullSettings:
-    """What a pull needs to know; the first three are settings of ``store``.
+    """What moving models needs to know; all but the last four are settings of ``store``.
 
     ``environ`` is where proxies, the hub's token and pip's configuration are looked up. ``HF_ENDPOINT`` there
     counts unless another hub was set here. ``backoff_s`` is the first pause after a cut; it doubles.
@@ -41,6 +42,10 @@ class PullSettings:
     hf_endpoint: str = DEFAULT_HUB
     free_floor_bytes: int = 2 * 10**9
     allow_private_hosts: bool = False
+    ollama_registry: str = DEFAULT_OLLAMA
+    registries: tuple[str, ...] = ()
+    connections_per_host: int = 8
+    rate_limit_bytes_per_s: int = 0
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     apple: bool = field(default_factory=this_is_apple)
     limits: HttpLimits = field(default_factory=HttpLimits)
@@ -53,6 +58,10 @@ class PullSettings:
             hf_endpoint=settings.hf_endpoint,
             free_floor_bytes=settings.free_floor_bytes,
             allow_private_hosts=settings.allow_private_hosts,
+            ollama_registry=settings.ollama_registry,
+            registries=tuple(settings.registries),
+            connections_per_host=settings.connections_per_host,
+            rate_limit_bytes_per_s=settings.rate_limit_bytes_per_s,
         )
 
     @property
