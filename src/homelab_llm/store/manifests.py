@@ -93,6 +93,7 @@ def encode_manifest(
     config: bytes,
     facts: ModelFacts,
     source: str,
+    *,
     defaults: ModelDefaults = NO_DEFAULTS,
     provenance: Provenance = NO_PROVENANCE,
 ) -> bytes:

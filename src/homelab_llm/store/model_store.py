@@ -123,7 +123,7 @@ class ModelStore:
             layers = tuple(self._layer(name, digest) for name, digest in sorted(files.items()))
             failpoint("store.add.checked")
             config = encode_config(layers, facts)
-            manifest = encode_manifest(layers, config, facts, source, defaults, provenance)
+            manifest = encode_manifest(layers, config, facts, source, defaults=defaults, provenance=provenance)
             if max(len(config), len(manifest)) > MAX_DOCUMENT_BYTES:
                 raise InvalidInput("the model's description is larger than 4 MiB", field="facts")
             self._blobs.put_locked(config)

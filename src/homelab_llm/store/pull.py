@@ -22,7 +22,7 @@ from homelab_llm.core.names import ModelRef, tag_of
 from homelab_llm.core.units import format_bytes
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
-from homelab_llm.store.progress import Progress, JobProgress
+from homelab_llm.store.progress import JobProgress, Progress
 from homelab_llm.store.sources.base import GitBlobHash, RemoteFile, RemoteModel, Source
 from homelab_llm.store.sources.table import PullSettings, open_source
 
