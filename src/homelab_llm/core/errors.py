@@ -28,7 +28,8 @@ in the command line; a test walks this tree and fails when a class is mapped in 
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 Fact: TypeAlias = "str | int | float | bool | list[str] | None"
 
@@ -469,3 +470,18 @@ def error_classes() -> list[type[HomelabError]]:
     for cls in found:
         found.extend(cls.__subclasses__())
     return found
+
+
+def error_of(found: Mapping[str, Any]) -> HomelabError:
+    """The inverse of ``HomelabError.as_dict``; an unknown code becomes the root class.
+
+    Args:
+        found: an object another process of this product wrote; texts and facts are taken as they are.
+    """
+    by_code = {cls.code: cls for cls in error_classes()}
+    facts = found.get("facts")
+    cls = by_code.get(str(found.get("code")), HomelabError)
+    error = cls(str(found.get("message", "no reason was given")), hint=str(found.get("hint") or ""))
+    if isinstance(facts, Mapping):
+        error.facts.update(facts)
+    return error

@@ -227,22 +227,11 @@ def error_from(status: int, body: bytes) -> errors.HomelabError:
     """The typed error in a reply's body; the admin and the OpenAI shape are both ``{"error": {…}}``."""
     try:
         found = json.loads(body)["error"]
-        return error_of(found)
+        return errors.error_of(found)
     except (ValueError, KeyError, TypeError):
         return errors.InternalError(
             f"the daemon answered with status {status}", hint="mlxctl logs daemon", status=status
         )
-
-
-def error_of(found: dict[str, Any]) -> errors.HomelabError:
-    """An error object as an exception of its class; an unknown code becomes the root class."""
-    by_code = {cls.code: cls for cls in errors.error_classes()}
-    facts = found.get("facts")
-    cls = by_code.get(str(found.get("code")), errors.HomelabError)
-    error = cls(str(found.get("message", "the daemon gave no reason")), hint=str(found.get("hint") or ""))
-    if isinstance(facts, dict):
-        error.facts.update(facts)
-    return error
 
 
 def _gone() -> errors.DaemonUnavailable:

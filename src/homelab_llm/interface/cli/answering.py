@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homelab_llm.core.errors import EngineReplyInvalid, InvalidInput, UnsupportedRequest
+from homelab_llm.core.errors import EngineReplyInvalid, InvalidInput, UnsupportedRequest, error_of
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.units import parse_duration
 from homelab_llm.interface.cli.invocation import Invocation
 from homelab_llm.interface.cli.output import Output
-from homelab_llm.interface.daemon_client import error_of
 
 if TYPE_CHECKING:
     from homelab_llm.interface.daemon_client import DaemonClient

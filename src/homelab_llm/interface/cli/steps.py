@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from homelab_llm.core.errors import Cancelled, DaemonUnavailable
-from homelab_llm.interface.daemon_client import error_of
+from homelab_llm.core.errors import Cancelled, DaemonUnavailable, error_of
 
 if TYPE_CHECKING:
     from homelab_llm.interface.cli.invocation import Invocation
