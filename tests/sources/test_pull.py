@@ -75,7 +75,7 @@ def test_a_snapshot_arrives_whole_and_checked(
     assert {path: file.read_bytes() for path, file in model.files.items()} == {
         path: folder_files[path] for path in FOLDER_PATHS
     }
-    assert model.source == f"hf:Org/Folder@{hub.commit('Org/Folder')}"
+    assert model.source == model.pulled_from == f"hf:Org/Folder@{hub.commit('Org/Folder')}"
     assert (model.facts.architecture, model.facts.licence) == ("llama", "apache-2.0")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Reply:
 
 @dataclass(slots=True)
 class HttpClient:
-    """Close it after use; it is a context manager. Not for several threads at once.
+    """Close it after use; it is a context manager. Several threads may use it, each gets connections of its own.
 
     Args:
         policy: which machines may be asked.
@@ -93,6 +94,7 @@ class HttpClient:
     sleep: Callable[[float], None] = time.sleep
     monotonic_s: Callable[[], float] = time.monotonic
     _clients: dict[tuple[Origin, str], httpx2.Client] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> HttpClient:
         return self
@@ -268,17 +270,18 @@ class HttpClient:
     def _client(self, origin: Origin, proxy: str) -> httpx2.Client:
         """One pool per origin: on a shared pool a connection proven for one name could serve another."""
         key = (origin, proxy)
-        if key not in self._clients:
-            import httpx2
+        with self._lock:
+            if key not in self._clients:
+                import httpx2
 
-            self._clients[key] = httpx2.Client(
-                verify=httpx2.create_ssl_context(),
-                trust_env=False,
-                proxy=proxy or None,
-                follow_redirects=False,
-                timeout=httpx2.Timeout(self.limits.read_s, connect=self.limits.connect_s),
-            )
-        return self._clients[key]
+                self._clients[key] = httpx2.Client(
+                    verify=httpx2.create_ssl_context(),
+                    trust_env=False,
+                    proxy=proxy or None,
+                    follow_redirects=False,
+                    timeout=httpx2.Timeout(self.limits.read_s, connect=self.limits.connect_s),
+                )
+            return self._clients[key]
 
     def _proxy(self, origin: Origin) -> str:
         values = {

@@ -134,7 +134,15 @@ class _Pull:
             tag = self.remote.tag or tag_of(facts.quantization)
             chosen = ref or ModelRef.parse(f"{self.remote.repository}:{tag}")
             self.report.stage("storing")
-            model = self.store.add(chosen, digests, facts, source=self.remote.source)
+            model = self.store.add(
+                chosen,
+                digests,
+                facts,
+                source=self.remote.origin or self.remote.source,
+                pulled_from=self.remote.source,
+                defaults=self.remote.defaults,
+                provenance=self.remote.provenance,
+            )
         except BaseException:
             self.store.blobs.release(digests.values())
             raise

@@ -1,4 +1,4 @@
-"""What a source is: it says which files a reference means, and opens each of them at an offset."""
+"""What a source is: it says which files a reference means, and opens each of them, or a part of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import DigestMismatch
+from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class RemoteModel:
 
     ``repository`` and ``tag`` are the name that suits it when none is asked for; an empty tag leaves the choice
     to what the files say (the quantization).
+
+    A manifest of ours also carries what the model was when it was pushed: ``defaults``, ``provenance``, and ``origin``,
+    where it came from first (empty: ``source``). With these the model gets the same digest here.
     """
 
     source: str
@@ -42,11 +46,14 @@ class RemoteModel:
     files: tuple[RemoteFile, ...]
     tag: str = ""
     licence: str = ""
+    defaults: ModelDefaults = NO_DEFAULTS
+    provenance: Provenance = NO_PROVENANCE
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An open file. ``start`` is the offset of the first byte that comes; it is 0 or the offset asked for."""
+    """An open file. ``start`` is the offset of the first byte that comes; it is 0 or the one asked for."""
 
     start: int
     validator: str
@@ -54,7 +61,13 @@ class Opened:
 
 
 class Source(Protocol):
-    """Where models come from; closed after use."""
+    """Where models come from; closed after use.
+
+    ``parallel``: whether ``open`` may be called from several threads at once, each then on a connection of its own.
+    """
+
+    @property
+    def parallel(self) -> bool: ...
 
     def resolve(self, reference: str) -> RemoteModel:
         """Find out which files ``reference`` means; blocks on the network.
@@ -65,8 +78,10 @@ class Source(Protocol):
         """
         ...
 
-    def open(self, file: RemoteFile, offset: int) -> AbstractContextManager[Opened]:
-        """Open one of the files of the model resolved last, at ``offset`` where the source can.
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> AbstractContextManager[Opened]:
+        """Open one of the files of the model resolved last, at ``start`` where the source can.
+
+        ``stop``: the caller needs no byte from there on; more may come all the same, and is left unread.
 
         Raises:
             SourceUnavailable: also from reading ``chunks``; calling again with what was kept continues.

