@@ -19,6 +19,7 @@ from homelab_llm.data.database import Database
 from homelab_llm.data.keys import KeyRing
 from homelab_llm.data.migrate import migrate
 from homelab_llm.data.recorder import Recorder
+from homelab_llm.data.schema import HEAD
 from homelab_llm.data.tables import metadata
 from homelab_llm.data.views import VIEWS
 from homelab_llm.gateway.seams import RequestRow
@@ -107,14 +108,14 @@ def test_a_backup_is_one_file_with_every_row(database: Database, tmp_path: Path)
     fill(database)
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE hosts SET system = 'written while it is open'")
-    path = back_up(database, tmp_path / "backups", "0001")
+    path = back_up(database, tmp_path / "backups", HEAD)
     assert path.stat().st_mode & 0o077 == 0
     assert [found.name for found in path.parent.iterdir()] == [path.name]
     with closing(Database.open(f"sqlite:///{path}", tmp_path)) as copy:
         assert content(copy) == content(database)
     again = copy_to_file(database, path)
     with closing(sqlite3.connect(again)) as plain:
-        assert plain.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert plain.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
         assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

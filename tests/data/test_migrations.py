@@ -29,22 +29,23 @@ from homelab_llm.data.upgrade import begin_upgrade, upgraded
 from homelab_llm.data.views import VIEWS
 
 FAILPOINTS = ("migration.before", "migration.inside", "migration.after")
-NEXT = """
+LATER = f"{int(HEAD) + 1:04d}"
+NEXT = f"""
 from alembic import op
 import sqlalchemy as sa
-revision = "0002"
-down_revision = "0001"
+revision = "{LATER}"
+down_revision = "{HEAD}"
 def upgrade():
     op.create_table("colours", sa.Column("name", sa.Text(), primary_key=True))
     op.execute("UPDATE slots SET alias = 'new'")
-"""
-CHILD = """
+"""  # noqa: S608 — a revision of our own
+CHILD = f"""
 import sys
 from pathlib import Path
 from homelab_llm.data.address import Address
 from homelab_llm.data.migrate import migrate
 url, folder, scripts = sys.argv[1:]
-migrate(Address.of(url, Path(folder) / "system.db"), Path(folder) / "backups", scripts=Path(scripts), head="0002")
+migrate(Address.of(url, Path(folder) / "system.db"), Path(folder) / "backups", scripts=Path(scripts), head="{LATER}")
 """
 
 
@@ -53,7 +54,7 @@ def later(tmp_path: Path) -> Path:
     """The scripts of a later version, with one revision more."""
     scripts = tmp_path / "migrations"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "r0002_colours.py").write_text(NEXT)
+    (scripts / "versions" / f"r{LATER}_colours.py").write_text(NEXT)
     return scripts
 
 
@@ -99,16 +100,33 @@ def test_a_migration_killed_anywhere_leaves_the_old_or_the_new_schema_and_a_copy
     command = [sys.executable, "-c", CHILD, database_url, str(tmp_path), str(later)]
     killed = subprocess.run(command, env={**os.environ, "HOMELAB_FAILPOINTS": f"{point}=kill"}, check=False)
     assert killed.returncode == -9
-    assert state(database) in (("0001", False, "old"), ("0002", True, "new"))
+    assert state(database) in ((HEAD, False, "old"), (LATER, True, "new"))
     assert state(database)[1] == (point == "migration.after")
     copies = list((tmp_path / "backups").glob("system-*.db"))
     assert len(copies) == 1
     with sqlite3.connect(copies[0]) as copy:
         assert copy.execute("SELECT alias FROM slots").fetchall() == [("old",)]
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
     copy.close()
     subprocess.run(command, check=True)
-    assert state(database) == ("0002", True, "new")
+    assert state(database) == (LATER, True, "new")
+
+
+@pytest.mark.requirement("R-D1")
+def test_a_database_of_an_earlier_version_keeps_its_rows_and_gains_the_tables(
+    database_url: str, tmp_path: Path
+) -> None:
+    address = Address.of(database_url, tmp_path / "system.db")
+    migrate(address, tmp_path / "backups", head="0001")
+    with closing(Database(address)) as database:
+        with database.write() as connection:
+            connection.execute(slots.insert().values(port=8100, alias="old"))
+            assert not inspect(connection).has_table("jobs")
+        assert migrate(address, tmp_path / "backups")
+        with database.read() as connection:
+            assert connection.execute(select(slots.c.alias)).scalars().all() == ["old"]
+            assert inspect(connection).has_table("jobs")
+    assert len(list((tmp_path / "backups").iterdir())) == 1
 
 
 @pytest.mark.requirement("R-D1")

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -18,7 +19,7 @@ from homelab_llm.data import recorder as module
 from homelab_llm.data.database import Database
 from homelab_llm.data.recorder import Recorder
 from homelab_llm.data.retention import Retention, compact
-from homelab_llm.data.tables import deployments, events, requests
+from homelab_llm.data.tables import deployments, events, jobs, requests
 from homelab_llm.gateway.seams import RequestRow
 
 
@@ -191,15 +192,20 @@ def test_what_is_older_than_the_settings_say_is_deleted(database: Database) -> N
         connection.execute(requests.insert(), [{"started_unix_s": now_s - 100 * number} for number in range(5000)])
         connection.execute(events.insert(), [{"unix_s": now_s - 1000}, {"unix_s": now_s}])
         connection.execute(deployments.insert(), [{"ended_unix_s": now_s - 1000}, {"ended_unix_s": None}])
+        ended: list[dict[str, Any]] = [
+            {"job_id": "old", "finished_unix_s": now_s - 1000},
+            {"job_id": "runs", "finished_unix_s": None},
+        ]
+        connection.execute(jobs.insert(), ended)
     retention = Retention(database, keep_requests_s=10_000.0, keep_events_s=500.0, unix_s=lambda: now_s)
     assert retention.sweep(stopped=lambda: True) == 0
-    assert retention.sweep() == 4899 + 1 + 1
+    assert retention.sweep() == 4899 + 1 + 1 + 1
     with database.read() as connection:
         counts = [
             connection.execute(select(func.count()).select_from(table)).scalar_one()
-            for table in (requests, events, deployments)
+            for table in (requests, events, deployments, jobs)
         ]
-    assert counts == [101, 1, 1]
+    assert counts == [101, 1, 1, 1]
     assert compact(database) >= 0
     assert retention.sweep() == 0
 

@@ -13,6 +13,7 @@ from homelab_llm.data.tables import (
     deployments,
     events,
     hosts,
+    jobs,
     models,
     registry_entries,
     requests,
@@ -164,3 +165,17 @@ def test_deployments_are_told_with_their_model_even_when_it_was_removed(database
         row["model"]: (row["active"], row["format"], row["load_s"]) for row in rows(database, "v_model_deployments")
     }
     assert told == {"m": (1, "gguf", 2.0), "gone": (0, "", None)}
+
+
+def test_jobs_are_shown_newest_first_with_what_is_done_of_them(database: Database) -> None:
+    with database.write() as connection:
+        for values in (
+            {"job_id": "old", "created_unix_s": 1.0, "started_unix_s": 3.0, "finished_unix_s": 10.0},
+            {"job_id": "new", "created_unix_s": 5.0, "done_bytes": 1, "total_bytes": 4},
+        ):
+            connection.execute(jobs.insert().values(kind="pull", state="queued", **values))
+    told = rows(database, "v_jobs_recent")
+    assert [(row["job_id"], row["share"], row["waited_s"], row["took_s"]) for row in told] == [
+        ("new", 0.25, None, None),
+        ("old", None, 2.0, 7.0),
+    ]

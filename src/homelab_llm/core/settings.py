@@ -165,7 +165,9 @@ class DataSettings(Section):
     )
     requests: bool = Field(True, description="Record every request, never its content.")
     keep_requests: Seconds = Field(90 * 86400.0, gt=0, description="Requests older than this are deleted.")
-    keep_events: Seconds = Field(90 * 86400.0, gt=0, description="Events older than this are deleted.")
+    keep_events: Seconds = Field(
+        90 * 86400.0, gt=0, description="Events, and jobs that ended, older than this are deleted."
+    )
 
 
 class RemoteSettings(Section):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Table, delete, select
 
 from homelab_llm.data.database import Database
-from homelab_llm.data.tables import deployments, events, metadata, requests
+from homelab_llm.data.tables import deployments, events, jobs, metadata, requests
 
 _BATCH = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept, and for how long. Deployments that ended go with the events that told of them."""
+    """What is kept, and for how long. Deployments and jobs that ended go with the events that told of them."""
 
     database: Database
     keep_requests_s: float
@@ -37,6 +37,7 @@ class Retention:
             (requests, requests.c.started_unix_s, now_s - self.keep_requests_s),
             (events, events.c.unix_s, now_s - self.keep_events_s),
             (deployments, deployments.c.ended_unix_s, now_s - self.keep_events_s),
+            (jobs, jobs.c.finished_unix_s, now_s - self.keep_events_s),
         )
         return sum(self._delete(table, time_column, before_s, stopped) for table, time_column, before_s in oldest)
 

@@ -12,7 +12,7 @@ from homelab_llm.data.views import VIEWS
 
 _OPENING = """# The system database
 
-What the platform knows about itself: registry, slots, keys, models, deployments, events and requests. SQLite in
+What the platform knows about itself: registry, slots, keys, models, deployments, jobs, events and requests. SQLite in
 `HOME/system.db`, or PostgreSQL by `data.url`; the same tables, views and statements on both. Monitoring is views over
 it: `mlxctl db query 'SELECT * FROM v_service_health'`. This page shows schema {head}.
 

@@ -11,4 +11,5 @@ VIEWS = {
     "v_usage": "Requests, errors, tokens and seconds per key, model and day (UTC).",
     "v_errors": "Requests that failed, and warnings and errors among the events.",
     "v_model_capacity": "Models by size on disk and memory, largest first; memory as measured, else as estimated.",
+    "v_jobs_recent": "Every job, newest first: how long it waited and ran, and which part of its bytes is done.",
 }

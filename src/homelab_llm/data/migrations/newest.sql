@@ -2,7 +2,7 @@ CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL, 
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
-INSERT INTO "alembic_version" VALUES('0001');
+INSERT INTO "alembic_version" VALUES('0002');
 CREATE TABLE assignments (
 	port INTEGER NOT NULL, 
 	desired TEXT, 
@@ -71,6 +71,29 @@ CREATE TABLE hosts (
 	first_seen_unix_s DOUBLE DEFAULT 0 NOT NULL, 
 	last_seen_unix_s DOUBLE DEFAULT 0 NOT NULL, 
 	CONSTRAINT pk_hosts PRIMARY KEY (host_id)
+);
+CREATE TABLE jobs (
+	job_id TEXT NOT NULL, 
+	kind TEXT DEFAULT '' NOT NULL, 
+	parameters_json TEXT DEFAULT '{}' NOT NULL, 
+	state TEXT DEFAULT '' NOT NULL, 
+	stage TEXT DEFAULT '' NOT NULL, 
+	file TEXT DEFAULT '' NOT NULL, 
+	done_bytes BIGINT DEFAULT 0 NOT NULL, 
+	total_bytes BIGINT, 
+	bytes_per_s DOUBLE DEFAULT 0 NOT NULL, 
+	attempts BIGINT DEFAULT 0 NOT NULL, 
+	error_code TEXT DEFAULT '' NOT NULL, 
+	error_message TEXT DEFAULT '' NOT NULL, 
+	error_hint TEXT DEFAULT '' NOT NULL, 
+	error_facts_json TEXT DEFAULT '{}' NOT NULL, 
+	result_json TEXT DEFAULT '{}' NOT NULL, 
+	created_unix_s DOUBLE DEFAULT 0 NOT NULL, 
+	started_unix_s DOUBLE, 
+	finished_unix_s DOUBLE, 
+	host_id TEXT DEFAULT '' NOT NULL, 
+	doc TEXT DEFAULT '' NOT NULL, 
+	CONSTRAINT pk_jobs PRIMARY KEY (job_id)
 );
 CREATE TABLE key_meta (
 	id INTEGER NOT NULL, 
@@ -195,6 +218,8 @@ CREATE INDEX ix_deployments_worker_id ON deployments (worker_id);
 CREATE INDEX ix_events_service_event_id ON events (service, event_id);
 CREATE INDEX ix_events_unix_s ON events (unix_s);
 CREATE INDEX ix_footprints_digest ON footprints (digest);
+CREATE INDEX ix_jobs_created_unix_s ON jobs (created_unix_s);
+CREATE INDEX ix_jobs_state ON jobs (state);
 CREATE INDEX ix_registry_entries_model_id ON registry_entries (model_id);
 CREATE INDEX ix_requests_model_started_unix_s ON requests (model, started_unix_s);
 CREATE INDEX ix_requests_request_id ON requests (request_id);
@@ -206,6 +231,13 @@ FROM requests WHERE error <> ''
 UNION ALL
 SELECT unix_s, 'event' AS source, level, kind AS code, model, port, service AS place, text
 FROM events WHERE level IN ('warning', 'error');
+CREATE VIEW v_jobs_recent AS
+SELECT job_id, kind, state, stage, done_bytes, total_bytes,
+    CASE WHEN total_bytes > 0 THEN done_bytes * 1.0 / total_bytes END AS share, bytes_per_s,
+    created_unix_s, started_unix_s, finished_unix_s, started_unix_s - created_unix_s AS waited_s,
+    finished_unix_s - started_unix_s AS took_s, error_code, error_message, error_hint, parameters_json, host_id
+FROM jobs
+ORDER BY created_unix_s DESC, job_id;
 CREATE VIEW v_model_capacity AS
 SELECT model, size_on_disk_bytes, memory_bytes, memory_source, weights_bytes, format, architecture, parameters,
     quantization, context_tokens,
