@@ -6,6 +6,7 @@ Standard input, output and error are ours, and so is the exit code; only ssh's o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -13,10 +14,11 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
-from homelab_llm.core.errors import Cancelled, HostUnavailable, InvalidInput, NotFound, VersionMismatch
+from homelab_llm.core.errors import Cancelled, HomelabError, HostUnavailable, InvalidInput, NotFound, VersionMismatch
 
 EXPECT_VERSION = "--expect-version"
 """Tells the far side our version; it refuses what would change something on another one."""
@@ -122,6 +124,48 @@ def run_there(
     if failure := _failure(far, code, version):
         raise failure
     return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def talk_there(
+    far: FarSide, argv: Sequence[str], terminals: Terminals, *, version: str, environ: Mapping[str, str]
+) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Run a command on the far side with its standard output and input as two streams; its errors are ours.
+
+    Leaving the block closes the streams and waits for the command to end.
+
+    Raises:
+        HostUnavailable, NotFound, VersionMismatch: as ``run_there``, in place of what the block made of the silence.
+    """
+    # A terminal would change bytes on their way, and ssh may still ask a person on ours.
+    call = ssh_argv(
+        far, [EXPECT_VERSION, version, *argv], Terminals(terminals.stdin, stdout=False, stderr=terminals.stderr)
+    )
+    try:
+        process = subprocess.Popen(call, env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise HostUnavailable(
+            "there is no ssh on this machine", hint="install the OpenSSH client", host=far.host
+        ) from error
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101 — both were asked for
+    try:
+        yield process.stdout, process.stdin
+    except HomelabError as error:
+        raise _failure(far, _ended(process), version) or error from error
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        _ended(process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Close its streams, which ends it, and wait for that."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+    return process.wait()
 
 
 def _run(call: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bool]:

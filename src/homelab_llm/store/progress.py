@@ -42,12 +42,20 @@ class JobProgress:
 
 
 class Progress:
-    """Collects what a pull does and reports at most ten times a second, every change of stage at once."""
+    """Collects what is done and reports at most ten times a second, every change of stage at once.
+
+    Args:
+        doing: the stage in which bytes move.
+    """
 
     def __init__(
-        self, report: Callable[[JobProgress], None], monotonic_s: Callable[[], float] = time.monotonic
+        self,
+        report: Callable[[JobProgress], None],
+        monotonic_s: Callable[[], float] = time.monotonic,
+        *,
+        doing: Stage = "fetching",
     ) -> None:
-        self._report, self._monotonic_s = report, monotonic_s
+        self._report, self._monotonic_s, self._doing = report, monotonic_s, doing
         self._stage: Stage = "resolving"
         self._file = ""
         self._finished_bytes, self._file_bytes = 0, 0
@@ -68,13 +76,13 @@ class Progress:
 
     def begin(self, file: str, kept_bytes: int) -> None:
         """Start, or start over, with a file of which ``kept_bytes`` are here."""
-        self._stage, self._file, self._file_bytes = "fetching", file, kept_bytes
+        self._stage, self._file, self._file_bytes = self._doing, file, kept_bytes
         self._rate_at, self._rate_bytes = self._monotonic_s(), kept_bytes
         self._send()
 
     def bytes(self, done_bytes: int) -> None:
         """So much of the file is here."""
-        self._stage, self._file_bytes = "fetching", done_bytes
+        self._stage, self._file_bytes = self._doing, done_bytes
         now = self._monotonic_s()
         if now - self._reported_at >= _REPORT_EVERY_S:
             self._measure(now)

@@ -75,15 +75,6 @@ def _shown(model: StoredModel) -> Iterator[str]:
             yield f"{name:16}{' '.join(value.split())}"
 
 
-@verb("cp")
-@click.argument("source", shell_complete=model_names)
-@click.argument("target")
-def cp(invocation: Invocation, source: str, target: str) -> None:
-    """Give the model SOURCE the further name TARGET; no bytes are copied."""
-    copied = invocation.store.copy(ModelRef.parse(source), ModelRef.parse(target))
-    invocation.output.result(summary(copied), f"{copied.name} is {copied.digest.short}, the same model as {source}")
-
-
 @verb("rm")
 @click.argument("models", nargs=-1, required=True, shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -45,13 +47,7 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
     from homelab_llm.store import pull as store_pull
 
     settings = store_pull.PullSettings.of(invocation.settings.store)
-    with invocation.output.transfer(f"pulling {reference}") as bar:
-
-        def show(progress: store_pull.JobProgress) -> None:
-            if events:
-                invocation.output.event({"status": "pulling", **asdict(progress)})
-            bar.update(progress.stage, progress.done_bytes, progress.total_bytes, _pace(progress))
-
+    with show_progress(invocation, f"pulling {reference}", events=events) as show:
         try:
             return store_pull.pull(invocation.store, reference, name=name, settings=settings, progress=show)
         except KeyboardInterrupt:
@@ -60,6 +56,25 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
                 f"pulling {reference} was interrupted; what was received is kept",
                 hint=f"{again}    # goes on from there",
             ) from None
+
+
+@contextmanager
+def show_progress(
+    invocation: Invocation, title: str, *, events: bool = False
+) -> Iterator[Callable[[JobProgress], None]]:
+    """What long work takes as ``progress``: a bar or lines for people; ``events``: lines of JSON.
+
+    The first word of ``title`` is the status of these lines.
+    """
+    status = title.partition(" ")[0]
+    with invocation.output.transfer(title) as bar:
+
+        def show(progress: JobProgress) -> None:
+            if events:
+                invocation.output.event({"status": status, **asdict(progress)})
+            bar.update(progress.stage, progress.done_bytes, progress.total_bytes, _pace(progress))
+
+        yield show
 
 
 def _pace(progress: JobProgress) -> str:

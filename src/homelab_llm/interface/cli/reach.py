@@ -37,6 +37,8 @@ REACH: dict[str, Reach] = {
     "list": _READS,
     "show": _READS,
     "cp": _CHANGES,
+    "exchange give": _READS,
+    "exchange take": _CHANGES,
     "rm": _CHANGES,
     "prune": _CHANGES,
     "suggest": _READS,
