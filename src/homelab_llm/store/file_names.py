@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from homelab_llm.core.errors import InvalidName
 
@@ -32,13 +33,13 @@ def check_file_names(names: Iterable[str]) -> None:
     for count, name in enumerate(names, 1):
         if count > MAX_FILES:
             raise InvalidName(f"a model has at most {MAX_FILES} files", field="files")
-        _check(name)
-        folded = _fold(name)
+        folded = _checked(name)
         if folded in seen:
             raise InvalidName(f"two files are called {name[:80]!r} where case does not count", field="files")
         seen.add(folded)
-        parts = folded.split("/")
-        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        if "/" in folded:
+            parts = folded.split("/")
+            folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if not seen:
         raise InvalidName("a model has at least one file", field="files")
     if both := seen & folders:
@@ -55,7 +56,13 @@ def is_document(name: str) -> bool:
     return bool(_DOCUMENTS.match(name.rpartition("/")[2]))
 
 
-def _check(name: str) -> None:
+@lru_cache(maxsize=4096)
+def _checked(name: str) -> str:
+    """The name as file systems without case see it; models share most of their file names.
+
+    Raises:
+        InvalidName: outside the grammar.
+    """
     parts = name.split("/")
     try:
         encoded = [part.encode() for part in parts]
@@ -75,7 +82,4 @@ def _check(name: str) -> None:
             hint="names are relative, without .., control characters or backslashes",
             field="files",
         )
-
-
-def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()

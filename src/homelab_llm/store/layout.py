@@ -4,6 +4,8 @@ STORE/oci-layout  STORE/index.json  STORE/blobs/sha256/<hex>    the standard par
 STORE/tmp/<hex of key>.part .json .lock                         unfinished blobs (``partials.py``)
 STORE/tmp/<random>.pins                                         blobs that live writers still need (``pins.py``)
 STORE/views/<hex>/                                              folders of links with real file names (``views.py``)
+STORE/gist.json                                                 what a list needs of manifests (``gist.py``)
+STORE/verified                                                  blobs that are known good (``verification.py``)
 STORE/store.lock                                                held over every read-modify-write
 
 A digest becomes a path in ``digest_path`` and nowhere else; a model's name never does.
@@ -85,6 +87,8 @@ class Layout:
         self.root = root
         self.marker = root / "oci-layout"
         self.index = root / "index.json"
+        self.gist = root / "gist.json"
+        self.verified = root / "verified"
         self.blobs = root / "blobs" / "sha256"
         self.tmp = root / "tmp"
         self.views = root / "views"

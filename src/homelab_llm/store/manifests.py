@@ -132,10 +132,12 @@ def parse_manifest(content: bytes, digest: Digest, file: Path) -> Manifest:
         check_file_names([layer.name for layer in layers])
         config = Digest.parse(document["config"]["digest"])
         annotations = document["annotations"]
-        facts = _parsed_facts(json.loads(annotations[FACTS]))
+        facts = parse_facts(json.loads(annotations[FACTS]))
         source = str(annotations.get(SOURCE, ""))[:MAX_SOURCE_CHARACTERS]
-        defaults = _parsed_defaults(annotations)
-        provenance = _parsed_provenance(annotations)
+        defaults = parse_defaults(json.loads(annotations[DEFAULTS])) if DEFAULTS in annotations else NO_DEFAULTS
+        provenance = (
+            parse_provenance(json.loads(annotations[PROVENANCE])) if PROVENANCE in annotations else NO_PROVENANCE
+        )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, InvalidDigest, InvalidName) as error:
         raise damaged(file, "is not the manifest of a model in this product's form") from error
     return Manifest(digest, config, layers, facts, source, defaults, provenance)
@@ -198,7 +200,12 @@ def _parsed_layer(raw: Mapping[str, Any]) -> Layer:
     return Layer(name, Digest.parse(raw["digest"]), size)
 
 
-def _parsed_facts(raw: Mapping[str, Any]) -> ModelFacts:
+def parse_facts(raw: Mapping[str, Any]) -> ModelFacts:
+    """Facts from JSON that came with a model.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: not facts.
+    """
     facts = ModelFacts.from_dict(raw)
     for name, kind in _FACT_TYPES.items():
         value = getattr(facts, name)
@@ -209,10 +216,9 @@ def _parsed_facts(raw: Mapping[str, Any]) -> ModelFacts:
     return facts
 
 
-def _parsed_defaults(annotations: Mapping[str, Any]) -> ModelDefaults:
-    if DEFAULTS not in annotations:
-        return NO_DEFAULTS
-    found = ModelDefaults.from_dict(_object(json.loads(annotations[DEFAULTS])))
+def parse_defaults(raw: Any) -> ModelDefaults:
+    """Defaults from JSON that came with a model; raises as ``parse_facts``."""
+    found = ModelDefaults.from_dict(_object(raw))
     texts = (found.system, found.template, found.tool_call_parser, found.reasoning_parser, *found.adapters)
     if not all(isinstance(text, str) for text in texts) or not isinstance(found.parameters, dict):
         raise ValueError("a default is of another type")
@@ -222,10 +228,9 @@ def _parsed_defaults(annotations: Mapping[str, Any]) -> ModelDefaults:
     return found
 
 
-def _parsed_provenance(annotations: Mapping[str, Any]) -> Provenance:
-    if PROVENANCE not in annotations:
-        return NO_PROVENANCE
-    found = Provenance.from_dict(_object(json.loads(annotations[PROVENANCE])))
+def parse_provenance(raw: Any) -> Provenance:
+    """Provenance from JSON that came with a model; raises as ``parse_facts``."""
+    found = Provenance.from_dict(_object(raw))
     if not all(isinstance(text, str) for text in (found.base, found.base_digest, found.action, found.tool)):
         raise ValueError("a provenance is of another type")
     numbers = (found.created_unix_s, *_object(found.measured).values())

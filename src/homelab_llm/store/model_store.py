@@ -20,9 +20,10 @@ from homelab_llm.core.names import DEFAULT_TAG, ModelRef
 from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.file_names import check_file_names
 from homelab_llm.store.gc import PruneReport, all_blobs, free_blobs, free_leftovers, free_partials
+from homelab_llm.store.gist import Gist
 from homelab_llm.store.index import Entry, Index, Stamp, index_stamp, read_index, write_index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, disk_full_is_typed
-from homelab_llm.store.manifests import Layer, Manifest, encode_config, encode_manifest
+from homelab_llm.store.manifests import Layer, encode_config, encode_manifest
 from homelab_llm.store.pins import KEPT_S
 from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
 from homelab_llm.store.views import view_folder
@@ -204,7 +205,7 @@ class ModelStore:
             index = read_index(self._layout)
             going = self._entries(index, ref)
             digests = [entry.digest for entry in going if entry.digest]
-            known = self._current().manifests
+            known = self._current().gists
             left = index.without(lambda entry: entry in going)
             self._write(left, index)
             failpoint("store.remove.untagged")
@@ -294,12 +295,12 @@ class ModelStore:
         )
 
 
-def _contents(digests: list[Digest], known: Mapping[Digest, Manifest]) -> list[Digest]:
+def _contents(digests: list[Digest], known: Mapping[Digest, Gist]) -> list[Digest]:
     """The manifests, and the blobs of those that could be read, each once."""
     found = dict.fromkeys(digests)
     for digest in digests:
-        if (manifest := known.get(digest)) is not None:
-            found |= dict.fromkeys([manifest.config, *(layer.digest for layer in manifest.layers)])
+        if (gist := known.get(digest)) is not None:
+            found |= dict.fromkeys(gist.blobs())
     return list(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,11 +11,14 @@ from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.store.blobs import BlobStore
+from homelab_llm.store.gist import BlobFiles, Gist, KeptGists
 from homelab_llm.store.index import Entry, Stamp, index_stamp, read_index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, read_small
-from homelab_llm.store.manifests import Manifest, parse_manifest
+from homelab_llm.store.manifests import parse_manifest
 
 _ATTEMPTS = 5
+_SCAN_FROM = 200
+"""From so many models on the folder of blobs is read at once: cheaper than to ask for each of their files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Snapshot:
     stamp: Stamp | None = None
     models: tuple[StoredModel, ...] = ()
     by_name: Mapping[str, StoredModel] = field(default_factory=dict)
-    manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
+    gists: Mapping[Digest, Gist] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
@@ -48,9 +53,12 @@ def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapsho
     """
     for _ in range(_ATTEMPTS):
         stamp = index_stamp(layout)
-        reader = _Reader(layout, blobs, before)
-        for entry in read_index(layout).entries:
+        entries = read_index(layout).entries
+        many = len(entries) - len(before.models) >= _SCAN_FROM
+        reader = _Reader(layout, blobs, before, many=many)
+        for entry in entries:
             reader.add(entry)
+        reader.keep()
         if index_stamp(layout) == stamp:
             break
     models = tuple(sorted(reader.models.values(), key=lambda model: model.name))
@@ -59,16 +67,36 @@ def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapsho
         repository, _, tag = name.rpartition(":")
         if tag == "latest":
             by_name[repository] = model
-    return Snapshot(stamp, models, by_name, reader.manifests, tuple(reader.problems))
+    return Snapshot(stamp, models, by_name, reader.gists, tuple(reader.problems))
+
+
+def _sizes_bytes(layout: Layout) -> dict[str, int]:
+    """The size of every plain file in the folder of blobs, by name."""
+    found: dict[str, int] = {}
+    try:
+        folder = os.open(layout.blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return found
+    try:
+        with os.scandir(folder) as entries:  # by its descriptor: the kernel walks no path for each file
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # freed a moment ago
+                    if entry.is_file(follow_symlinks=False):
+                        found[entry.name] = entry.stat(follow_symlinks=False).st_size
+    finally:
+        os.close(folder)
+    return found
 
 
 class _Reader:
     """Turns entries into models, and what is wrong with them into problems."""
 
-    def __init__(self, layout: Layout, blobs: BlobStore, before: Snapshot) -> None:
+    def __init__(self, layout: Layout, blobs: BlobStore, before: Snapshot, *, many: bool) -> None:
         self._layout, self._blobs, self._before = layout, blobs, before
+        self._sizes_bytes = _sizes_bytes(layout) if many else None
+        self._kept = KeptGists(layout) if many else None
         self.models: dict[str, StoredModel] = {}
-        self.manifests: dict[Digest, Manifest] = {}
+        self.gists: dict[Digest, Gist] = {}
         self.problems: list[Problem] = []
 
     def add(self, entry: Entry) -> None:
@@ -86,37 +114,50 @@ class _Reader:
         same = self._before.by_name.get(name)
         now = (digest, created_unix_s, pulled_from)
         if same is not None and (same.digest, same.created_unix_s, same.pulled_from) == now:
-            self.models[name], self.manifests[digest] = same, self._before.manifests[digest]
+            self.models[name], self.gists[digest] = same, self._before.gists[digest]
             return
         try:
-            manifest = self.manifests.get(digest) or self._before.manifests.get(digest) or self._read(digest)
+            gist = self.gists.get(digest) or self._before.gists.get(digest) or self._gist(digest)
         except FileNotFoundError:
             self._report(name, f"the manifest of {name} ({digest.short}) is missing from the store")
             return
         except HomelabError as error:
             self._report(name, f"{name}: {error.message}")
             return
-        self.manifests[digest] = manifest
-        for layer in manifest.layers:
-            if self._blobs.size_bytes(layer.digest) != layer.size_bytes:
-                self._report(name, f"{layer.name} of {name} ({layer.digest.short}) is missing or of the wrong size")
+        self.gists[digest] = gist
+        for file, hex_, size_bytes in gist.files:
+            if self._size_bytes(hex_) != size_bytes:
+                self._report(name, f"{file} of {name} ({hex_[:12]}) is missing or of the wrong size")
                 return
         self.models[name] = StoredModel(
             name=name,
             digest=digest,
-            facts=manifest.facts,
-            files={layer.name: self._blobs.path(layer.digest) for layer in manifest.layers},
-            size_bytes=manifest.size_bytes,
+            facts=gist.facts,
+            files=BlobFiles(self._layout, gist),
+            size_bytes=gist.size_bytes,
             created_unix_s=created_unix_s,
-            source=manifest.source,
+            source=gist.source,
             pulled_from=pulled_from,
-            defaults=manifest.defaults,
-            provenance=manifest.provenance,
+            defaults=gist.defaults,
+            provenance=gist.provenance,
         )
 
-    def _read(self, digest: Digest) -> Manifest:
-        path = self._layout.blob(digest)
-        return parse_manifest(read_small(path, MAX_DOCUMENT_BYTES), digest, path)
+    def keep(self) -> None:
+        """Let the next process read less."""
+        if self._kept is not None:
+            self._kept.keep({digest.hex for digest in self.gists})
+
+    def _size_bytes(self, hex_: str) -> int | None:
+        return self._blobs.size_bytes(Digest(hex_)) if self._sizes_bytes is None else self._sizes_bytes.get(hex_)
+
+    def _gist(self, digest: Digest) -> Gist:
+        found = self._kept.get(digest) if self._kept is not None else None
+        if found is None:
+            path = self._layout.blob(digest)
+            found = Gist.of(parse_manifest(read_small(path, MAX_DOCUMENT_BYTES), digest, path))
+            if self._kept is not None:
+                self._kept.put(digest, found)
+        return found
 
     def _report(self, name: str, message: str) -> None:
         hint = f"pull or import it again, or mlxctl rm {name}" if name else "correct index.json or restore it"
