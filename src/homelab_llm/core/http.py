@@ -148,7 +148,7 @@ class HttpClient:
             content: the body; for chunks give ``content-length`` too, or they are sent with chunked encoding.
 
         Raises:
-            SourceUnavailable: network, TLS, a proxy; the reply is cut or larger than ``limit_bytes``.
+            SourceUnavailable: network, TLS, a proxy; the reply is cut or larger than ``limit_bytes`` (then a fact).
             SourceDenied: the policy.
         """
         import httpx2
@@ -160,7 +160,9 @@ class HttpClient:
             for chunk in reply.iter_raw():
                 received += chunk
                 if len(received) > limit_bytes:
-                    raise SourceUnavailable(f"the reply of {_shown(url)} is larger than {limit_bytes} bytes")
+                    raise SourceUnavailable(
+                        f"the reply of {_shown(url)} is larger than {limit_bytes} bytes", limit_bytes=limit_bytes
+                    )
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise SourceUnavailable(f"the reply of {_shown(url)} was cut") from error
         finally:
@@ -373,7 +375,8 @@ def _content_range(text: str, start: int, url: str) -> tuple[int, int | None]:
     return begin, _number(total)
 
 
-def _retry_after_s(value: str) -> float | None:
+def retry_after_s(value: str) -> float | None:
+    """What a Retry-After header asks for, in seconds from now; None when it says nothing that can be read."""
     if (seconds := _number(value)) is not None:
         return float(seconds)
     try:
@@ -402,7 +405,7 @@ def _refusal(reply: httpx2.Response, url: str) -> HomelabError:
         f"{where} answered {status}{said}",
         hint="try again later" if status in _RETRIED else "",
         status=status,
-        retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")),
+        retry_after_s=retry_after_s(reply.headers.get("retry-after", "")),
     )
 
 
