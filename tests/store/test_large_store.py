@@ -27,7 +27,7 @@ def again(store: ModelStore) -> ModelStore:
     return ModelStore(store.root)
 
 
-@pytest.mark.requirement("R-M2")
+@pytest.mark.requirement("R-M5")
 def test_what_is_kept_of_manifests_says_what_the_manifests_say(large: ModelStore) -> None:
     kept = again(large).models()
     (large.root / "gist.json").unlink()

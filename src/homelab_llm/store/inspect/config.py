@@ -1,7 +1,8 @@
 """config.json and its kin: keys that would make a program run the model's code are refused, dimensions bounded.
 
 The list of keys comes from published advisories (``auto_map`` and ``trust_remote_code``: transformers and vLLM,
-``_attn_implementation_internal``: transformers before 5.3, ``model_file``: mlx-lm).
+``_attn_implementation_internal``: transformers before 5.3, ``model_file``: mlx-lm, ``custom_generate`` and
+implementations named by repository: transformers, module types of other packages: sentence-transformers).
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ from homelab_llm.core.errors import BadModelFile, UnsafeModel
 from homelab_llm.store.inspect.documents import read_object
 
 CODE_KEYS = frozenset(
-    {"auto_map", "trust_remote_code", "model_file", "custom_pipelines", "_attn_implementation_internal"}
+    {
+        "auto_map",
+        "trust_remote_code",
+        "model_file",
+        "custom_pipeline",
+        "custom_pipelines",
+        "custom_generate",
+        "_attn_implementation_internal",
+        "_experts_implementation_internal",
+    }
 )
+_IMPLEMENTATION = "_implementation"
+_KNOWN_MODULES = "sentence_transformers."
 MAX_DEPTH = 32
 
 _LIMITS = {
@@ -97,13 +109,39 @@ def refuse_code(value: Any, what: str, depth: int = 0) -> None:
         raise BadModelFile(f"{what} is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
         for key, item in value.items():
-            if key in CODE_KEYS and item:
+            if item and (key in CODE_KEYS or _names_a_repository(key, item)):
                 raise UnsafeModel(
-                    f"{what} asks to run code that came with the model ({key}); that is never done here",
+                    f"{what} asks to run code that came with the model ({key[:80]}); that is never done here",
                     hint="look for a copy of the model without custom code, for example in GGUF format",
-                    key=key,
+                    key=key[:80],
                 )
             refuse_code(item, what, depth + 1)
     elif isinstance(value, list):
         for item in value:
             refuse_code(item, what, depth + 1)
+
+
+def refuse_modules(value: Any, what: str) -> None:
+    """Look through a ``modules.json``: its types are classes, and those of the model's own would be its own code.
+
+    Raises:
+        UnsafeModel: a module of another package. BadModelFile: not a list of modules.
+    """
+    if not isinstance(value, list) or not all(isinstance(module, dict) for module in value):
+        raise BadModelFile(f"{what} is not a list of modules")
+    for module in value:
+        kind = module.get("type")
+        if not isinstance(kind, str) or not kind.startswith(_KNOWN_MODULES):
+            raise UnsafeModel(
+                f"{what} names a module that is not part of sentence-transformers ({str(kind)[:80]})",
+                hint="look for a copy of the model without custom code",
+                key="type",
+            )
+
+
+def _names_a_repository(key: str, value: Any) -> bool:
+    """``attn_implementation: org/kernels`` would load a kernel, which is code, from a hub."""
+    if not key.removesuffix("_internal").endswith(_IMPLEMENTATION):
+        return False
+    values = value.values() if isinstance(value, dict) else [value]
+    return any(isinstance(item, str) and "/" in item for item in values)

@@ -10,7 +10,7 @@ from typing import Any
 
 from homelab_llm.core.errors import BadModelFile
 from homelab_llm.core.facts import Capability, Format, ModelFacts
-from homelab_llm.store.inspect.config import ModelConfig, read_config, refuse_code
+from homelab_llm.store.inspect.config import ModelConfig, read_config, refuse_code, refuse_modules
 from homelab_llm.store.inspect.documents import MAX_JSON_BYTES, parse_json, read_bounded, read_object
 from homelab_llm.store.inspect.regular import open_regular
 from homelab_llm.store.inspect.safetensors import SafeTensor, SafetensorsHeader, read_safetensors
@@ -87,6 +87,8 @@ def refuse_code_in(files: Mapping[str, Path]) -> None:
     for name, path in files.items():
         if name.endswith(("config.json", "index.json", "chat_template.json")):
             refuse_code(parse_json(read_bounded(path, MAX_JSON_BYTES, name[:80]), name[:80]), name[:80])
+        elif name == "modules.json":
+            refuse_modules(parse_json(read_bounded(path, MAX_JSON_BYTES, name), name), name)
 
 
 def _check_shards(files: Mapping[str, Path], headers: Mapping[str, SafetensorsHeader]) -> None:
