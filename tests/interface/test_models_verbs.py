@@ -125,3 +125,17 @@ def test_suggest_names_models_that_fit_with_the_command(mlxctl: Mlxctl) -> None:
     brief = mlxctl("suggest", "--brief", environ={"HOMELAB_FLEET__MEMORY_BUDGET_BYTES": "8GB"})
     assert all(f"mlxctl pull {model['name']}" in brief.err for model in found["models"])
     assert brief.out == ""
+
+
+@pytest.mark.requirement("R-M2")
+def test_export_puts_a_model_where_other_tools_look(
+    mlxctl: Mlxctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlxctl("import", str(write_fake_model(tmp_path / "tiny.gguf")), "tiny:1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "usual"))
+    refused = mlxctl("export", "tiny:1", "--hf-cache")
+    assert (refused.code, "--as ORG/NAME" in refused.err) == (3, True)
+    done = mlxctl("export", "tiny:1", "--hf-cache", "--as", "me/tiny", "--json").json()
+    assert (done["repo_id"], done["links"], Path(done["snapshot"]).parents[2]) == ("me/tiny", 1, tmp_path / "usual")
+    other = mlxctl("export", "tiny:1", "--hf-cache", str(tmp_path / "other"), "--as", "me/tiny")
+    assert (other.code, (tmp_path / "other" / "models--me--tiny").is_dir()) == (0, True)

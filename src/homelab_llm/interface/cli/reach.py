@@ -37,6 +37,7 @@ REACH: dict[str, Reach] = {
     "list": _READS,
     "show": _READS,
     "cp": _CHANGES,
+    "export": _CHANGES,
     "exchange give": _READS,
     "exchange take": _CHANGES,
     "rm": _CHANGES,

@@ -23,6 +23,7 @@ VERBS = {
     "show": f"{_CLI}.models:show",
     "cp": f"{_CLI}.copying:cp",
     "exchange": f"{_CLI}.copying:exchange",
+    "export": f"{_CLI}.exporting:export",
     "rm": f"{_CLI}.models:rm",
     "prune": f"{_CLI}.models:prune",
     "suggest": f"{_CLI}.suggest:suggest",
