@@ -89,7 +89,7 @@ def test_text_parts_are_joined_and_an_empty_content_is_empty_text() -> None:
         ("max_tokens", -2),
         ("max_tokens", 1.0),
         ("stop", ""),
-        ("stop", ["x"] * 17),
+        ("stop", ["x"] * 33),
         ("stop", [1]),
         ("stop", "x" * 1025),
         ("logit_bias", {"a": 1}),

@@ -60,8 +60,10 @@ class ModelDefaults:
     ``parameters`` are request parameters by their OpenAI or Ollama names (``temperature``, ``stop``, …), used where a
     request says nothing, and the load parameter ``num_ctx`` (context tokens). ``system`` is used when a request has no
     system message, ``messages`` (``{"role", "content"}``) come before a conversation. ``template`` is a Jinja chat
-    template that replaces the files' own. ``adapters`` are paths inside the model: a GGUF adapter, or a folder in
-    PEFT's format. ``tool_call_parser``, ``reasoning_parser`` name formats as a registry entry does.
+    template that replaces the files' own; ``go_template`` is what it was translated from, when it came in Ollama's
+    language. ``adapters`` are paths inside the model: a GGUF adapter, or a folder in PEFT's format.
+    ``tool_call_parser``, ``reasoning_parser`` name formats as a registry entry does. ``metadata`` are short texts for
+    people; ``requires`` is the least version of a program that serves it (``homelab-llm>=0.1``).
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +73,9 @@ class ModelDefaults:
     adapters: tuple[str, ...] = ()
     tool_call_parser: str = ""
     reasoning_parser: str = ""
+    go_template: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    requires: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, only what is set."""
@@ -111,6 +116,9 @@ class Provenance:
         return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__})
 
 
+ADAPTERS = "adapters/"
+"""Where the adapters of a model lie among its files; nothing there is part of the model itself."""
+
 NO_DEFAULTS = ModelDefaults()
 NO_PROVENANCE = Provenance()
 
@@ -134,3 +142,15 @@ class StoredModel:
     pulled_from: str = ""
     defaults: ModelDefaults = NO_DEFAULTS
     provenance: Provenance = NO_PROVENANCE
+
+    def adapter_files(self, adapter: str) -> dict[str, Path]:
+        """The files of one of ``defaults.adapters`` by their own names; empty when the model lacks them."""
+        if (path := self.files.get(adapter)) is not None:
+            return {adapter.rpartition("/")[2]: path}
+        prefix = f"{adapter}/"
+        return {name.removeprefix(prefix): path for name, path in self.files.items() if name.startswith(prefix)}
+
+    @property
+    def own_files(self) -> dict[str, Path]:
+        """The files without adapters."""
+        return {name: path for name, path in self.files.items() if not name.startswith(ADAPTERS)}

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.facts import NO_DEFAULTS, StoredModel
+from homelab_llm.core.parameters import request_parameters, stop_words
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a model puts before every conversation, and the words that end its answers.
+
+    ``system`` is used when a request has no system message; ``messages`` follow it. ``stop`` is added to a request's.
+    """
+
+    system: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +28,7 @@ class Target:
 
     ``alias`` is the slot's name when the request came by alias or slot port, else empty. ``params`` are used where
     the request says nothing; ``max_output_tokens`` bounds it (0 = no bound). ``keep_alive_s``: None = the fleet's.
+    ``opening`` is None for most models: they bring nothing of their own.
     ``foreign``: host and port of an adopted server of another origin; then ``model`` is only what it calls its model.
     ``why`` tells each step of the decision, for ``explain``.
     """
@@ -26,3 +40,20 @@ class Target:
     keep_alive_s: float | None = None
     foreign: tuple[str, int] | None = None
     why: tuple[str, ...] = ()
+    opening: Opening | None = None
+
+
+def own_parameters(model: StoredModel) -> Mapping[str, Any]:
+    """What a model says about requests that neither they nor the registry say; empty for most."""
+    return request_parameters(model.defaults.parameters) if model.defaults.parameters else {}
+
+
+def opening_of(model: StoredModel) -> Opening | None:
+    """What a model puts before a conversation; None when it brings nothing."""
+    defaults = model.defaults
+    if defaults is NO_DEFAULTS:
+        return None
+    stop = stop_words(defaults.parameters)
+    if not (defaults.system or defaults.messages or stop):
+        return None
+    return Opening(defaults.system, defaults.messages, stop)

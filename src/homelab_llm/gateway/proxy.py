@@ -29,7 +29,7 @@ from homelab_llm.core.errors import (
 )
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.shaping import ReplyShape
-from homelab_llm.gateway.dialects.openai import Ask, preset
+from homelab_llm.gateway.dialects.openai import Ask, open_with, preset
 from homelab_llm.gateway.engine_errors import error_from, error_of
 from homelab_llm.gateway.exchange import Exchange
 from homelab_llm.gateway.foreign import ForeignLease
@@ -185,7 +185,7 @@ class Proxy:
 
     @staticmethod
     def _body(ask: Ask, target: Target, *, chat: bool) -> dict[str, Any]:
-        """The request's fields, with what the registry says where it says nothing."""
+        """The request's fields, with what the registry or the model says where it says nothing."""
         body = ask.body
         if target.params or target.max_output_tokens:
             try:
@@ -196,6 +196,8 @@ class Proxy:
                     hint="mlxctl registry edit",
                     model=target.model.name,
                 ) from error
+        if target.opening is not None:
+            open_with(body, target.opening, chat=chat)
         return body
 
     def _standing(self, request_id: str, name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from homelab_llm.core.errors import SlotEmpty
 from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.routing import opening_of, own_parameters
 from homelab_llm.gateway.seams import Catalogue, Target
 
 
@@ -24,7 +25,8 @@ class StoreRouter:
         """
         if port:
             raise SlotEmpty(f"slot {port} serves nothing", hint=f"mlxctl load MODEL {port}", port=port)
-        return Target(self._catalogue.resolve(name))
+        model = self._catalogue.resolve(name)
+        return Target(model, params=own_parameters(model), opening=opening_of(model))
 
     async def settled(self, target: Target) -> bool:  # noqa: ARG002
         """Never: without slots no name moves."""

@@ -220,6 +220,7 @@ def parse_defaults(raw: Any) -> ModelDefaults:
     """Defaults from JSON that came with a model; raises as ``parse_facts``."""
     found = ModelDefaults.from_dict(_object(raw))
     texts = (found.system, found.template, found.tool_call_parser, found.reasoning_parser, *found.adapters)
+    texts += (found.go_template, found.requires, *_object(found.metadata).values())
     if not all(isinstance(text, str) for text in texts) or not isinstance(found.parameters, dict):
         raise ValueError("a default is of another type")
     for message in found.messages:

@@ -13,6 +13,7 @@ from homelab_llm.core.facts import StoredModel
 from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.gist import BlobFiles, Gist, KeptGists
 from homelab_llm.store.index import Entry, Stamp, index_stamp, read_index
+from homelab_llm.store.inspect.template import with_template
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, read_small
 from homelab_llm.store.manifests import parse_manifest
 
@@ -132,7 +133,7 @@ class _Reader:
         self.models[name] = StoredModel(
             name=name,
             digest=digest,
-            facts=gist.facts,
+            facts=with_template(gist.facts, gist.defaults.template),
             files=BlobFiles(self._layout, gist),
             size_bytes=gist.size_bytes,
             created_unix_s=created_unix_s,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homelab_llm.core.errors import InvalidInput
+from homelab_llm.core.routing import Opening
 from homelab_llm.gateway.dialects.messages import NAME, Messages, is_list, is_text
 from homelab_llm.gateway.fields import (
     Bias,
@@ -387,3 +388,23 @@ def preset(body: dict[str, Any], given: Mapping[str, Any], max_output_tokens: in
         body.setdefault(name, value)
     if max_output_tokens:
         body["max_tokens"] = min(body.get("max_tokens", max_output_tokens), max_output_tokens)
+
+
+def open_with(body: dict[str, Any], opening: Opening, *, chat: bool) -> None:
+    """Put what the model brings before a checked conversation, and add its stop words to the request's.
+
+    The model's system message is used when the request has none; its example messages come before the conversation
+    either way. The given list of messages stays as it is.
+    """
+    if opening.stop:
+        given = body.get("stop") or []
+        body["stop"] = list(dict.fromkeys([*([given] if isinstance(given, str) else given), *opening.stop]))
+    if not chat:
+        return
+    messages = body["messages"]
+    told = next((place for place, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    head = messages[:told]
+    if opening.system and not any(message["role"] == "system" for message in messages):
+        head = [{"role": "system", "content": opening.system}]
+    if opening.messages or len(head) != told:
+        body["messages"] = [*head, *({**message} for message in opening.messages), *messages[told:]]

@@ -26,6 +26,7 @@ def explain(board: Board, request: Mapping[str, Any], port: int = 0) -> dict[str
     target = board.router.route(str(name), port)
     entry = board.snapshot.find(target.model.name)
     own = {key: value for key, value in request.items() if key not in _NOT_PARAMETERS}
+    registered = set(entry.request_params) if entry else set()
     told: dict[str, Any] = {
         "asked": str(name),
         "model": target.model.name,
@@ -34,7 +35,8 @@ def explain(board: Board, request: Mapping[str, Any], port: int = 0) -> dict[str
         "slug": entry.slug if entry else "",
         "digest": str(target.model.digest),
         "params": {**target.params, **own},
-        "from_registry": sorted(set(target.params) - set(own)),
+        "from_registry": sorted(registered - set(own)),
+        "from_model": sorted(set(target.params) - registered - set(own)),
         "max_output_tokens": target.max_output_tokens,
         "keep_alive_s": board.snapshot.keep_alive_s(entry) if entry else None,
         "foreign": f"{target.foreign[0]}:{target.foreign[1]}" if target.foreign else "",

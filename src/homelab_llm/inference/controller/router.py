@@ -8,7 +8,7 @@ from homelab_llm.core.errors import SlotEmpty
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.registry.entry import Entry
 from homelab_llm.core.registry.slots import Slot
-from homelab_llm.core.routing import Target
+from homelab_llm.core.routing import Target, opening_of, own_parameters
 from homelab_llm.inference.controller.seams import Shelf
 from homelab_llm.inference.controller.slots import Pointer, Pointers
 from homelab_llm.inference.controller.snapshot import Snapshot
@@ -77,19 +77,23 @@ class Router:
 
 
 def target_of(model: StoredModel, snapshot: Snapshot, slot: Slot | None = None, *, why: str = "") -> Target:
-    """The target of a model with what the registry says about it."""
+    """The target of a model with what the registry says about it, and below that what the model itself says."""
     entry = snapshot.by_model.get(model.name)
     steps = [why] if why else [f"{model.name} is a model of the store"]
+    own, opening = own_parameters(model), opening_of(model)
+    if own or opening is not None:
+        steps.append("the model brings defaults of its own")
     if entry is None:
-        return Target(model, slot.alias if slot else "", why=tuple(steps))
+        return Target(model, slot.alias if slot else "", params=own, why=tuple(steps), opening=opening)
     steps.append(f"the registry's entry {entry.slug} applies")
     return Target(
         model=model,
         alias=slot.alias if slot else "",
-        params=entry.request_params,
+        params={**own, **entry.request_params} if own else entry.request_params,
         max_output_tokens=entry.max_output_tokens,
         keep_alive_s=entry.keep_alive_s,
         why=tuple(steps),
+        opening=opening,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.traits import WorkerTraits
@@ -25,12 +25,25 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter: one GGUF file, or the files of PEFT's format by name."""
+
+    kind: Literal["gguf", "peft"]
+    files: Mapping[str, Path]
+
+    @property
+    def needs(self) -> str:
+        """What an engine that loads it names in ``honours``."""
+        return f"{self.kind}_adapters"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the operator chose. 0 means the engine's own choice for this model and machine.
+    """What the operator or the model chose. 0 means the engine's own choice for this model and machine.
 
     ``context_tokens`` is per request; ``parallel`` is how many requests run in the worker at once. The others are for
-    engines whose ``honours`` names them: ``chat_template`` is a file that is there when the worker starts, and
-    ``flags`` are arguments of the engine's own program.
+    engines whose ``honours`` names them: ``chat_template`` is a file that is there when the worker starts,
+    ``flags`` are arguments of the engine's own program, ``adapters`` are applied to the weights.
     """
 
     context_tokens: int = 0
@@ -38,6 +51,7 @@ class EngineOptions:
     threads: int = 0
     chat_template: Path | None = None
     flags: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +124,10 @@ class Engine(Protocol):
 
     @property
     def honours(self) -> frozenset[str]:
-        """Which fields of ``ModelOptions`` it honours besides ``engine`` and the context; may look around."""
+        """Which fields of ``ModelOptions`` it honours besides ``engine`` and the context; may look around.
+
+        Also ``gguf_adapters`` and ``peft_adapters``: the kinds of adapters that it loads.
+        """
         ...
 
     def supports(self, facts: ModelFacts) -> Support:

@@ -67,10 +67,11 @@ class LlamaCppEngine:
 
     @property
     def honours(self) -> frozenset[str]:
-        """A template of one's own; flags where they have a program to go to."""
+        """A template of one's own, adapters in GGUF; flags where they have a program to go to."""
         if self.server is None:
-            return frozenset({"chat_template"})
-        return frozenset({"flags", "chat_template"} if "--chat-template-file" in self.server.flags else {"flags"})
+            return frozenset({"chat_template", "gguf_adapters"})
+        taken = {"--chat-template-file": "chat_template", "--lora": "gguf_adapters"}
+        return frozenset({"flags", *(name for flag, name in taken.items() if flag in self.server.flags)})
 
     @cached_property
     def version(self) -> str:
@@ -160,11 +161,13 @@ class LlamaCppEngine:
             given = [part for name, value in values.items() for part in (f"--{name}", value)]
             given += ["--context", str(context)] + (["--embedding"] if embedding else [])
             given += ["--chat-template", str(options.chat_template)] if options.chat_template else []
+            given += _lora(options)
             return (*_program("llama_cpp.server"), "--socket", str(socket), *given)
         values["context"] = str(context * options.parallel)
         values["batch"] = str(self._batch_tokens(model.facts, options))
         flags = self.server.compile(_needs(embedding=embedding, **values), _wants(values))
         flags += ["--chat-template-file", str(options.chat_template)] if options.chat_template else []
+        flags += _lora(options)
         if refused := self.server.refusal(options.flags):
             raise UnsupportedRequest(
                 f"flags of {model.name}: {refused}", hint=f"mlxctl registry set {model.name} flags=", field="flags"
@@ -194,13 +197,18 @@ def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
     """The GGUF file to serve, and the command that makes it, or no command."""
     if model.facts.format != "gguf":
         file = derived / f"{model.digest.hex}-bert{CONVERTER_VERSION}.gguf"
-        return file, (*_program("convert_bert"), "--target", str(file), "--name", model.name, *_pairs(model.files))
-    parts = {name: path for name, path in model.files.items() if name.endswith(".gguf") and not _is_projector(name)}
+        return file, (*_program("convert_bert"), "--target", str(file), "--name", model.name, *_pairs(model.own_files))
+    files = model.own_files
+    parts = {name: path for name, path in files.items() if name.endswith(".gguf") and not _is_projector(name)}
     if len(parts) <= 1:
-        return next(iter((parts or model.files).values())), ()
+        return next(iter((parts or files).values())), ()
     # llama.cpp finds the parts of a split model by their names, and the store keeps files by digest: a folder of links.
     folder = derived / f"{model.digest.hex}-parts"
     return folder / min(parts), (*_program("mlx.folder"), "--target", str(folder), *_pairs(parts))
+
+
+def _lora(options: EngineOptions) -> list[str]:
+    return [part for adapter in options.adapters for path in adapter.files.values() for part in ("--lora", str(path))]
 
 
 def _pairs(files: Mapping[str, Path]) -> list[str]:

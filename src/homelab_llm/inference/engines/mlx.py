@@ -75,8 +75,8 @@ class MlxEngine:
 
     @property
     def honours(self) -> frozenset[str]:
-        """Nothing: it takes the template from the model's folder, and has no flags and no draft model."""
-        return frozenset()
+        """A template of one's own; it has no flags, no draft model, and loads no adapters."""
+        return frozenset({"chat_template"})
 
     def supports(self, facts: ModelFacts) -> Support:
         """Whether MLX runs such a model here. Tokenizers of GGUF files are checked by the conversion only."""
@@ -138,6 +138,7 @@ class MlxEngine:
                 *_program("mlx.server"),
                 *("--socket", str(socket), "--model", str(folder), "--name", model.name),
                 *("--parallel", str(options.parallel), "--context", str(context)),
+                *(("--chat-template", str(options.chat_template)) if options.chat_template else ()),
             ),
             parallel=options.parallel,
             context_tokens=context,
@@ -159,11 +160,12 @@ def _program(module: str) -> tuple[str, ...]:
 def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
     """The folder to serve, and the command that makes it."""
     if model.facts.format == "gguf":
-        if len(model.files) != 1:
+        ggufs = [path for name, path in model.own_files.items() if name.endswith(".gguf") or len(model.files) == 1]
+        if len(ggufs) != 1:
             raise EngineUnavailable(f"MLX cannot run {model.name}: it is made of several GGUF files", hint=_OTHER)
-        (gguf,) = model.files.values()
+        (gguf,) = ggufs
         folder = derived / f"{model.digest.hex}-mlx{CONVERTER_VERSION}"
         return folder, (*_program("convert_mlx"), "--gguf", str(gguf), "--target", str(folder))
     folder = derived / f"{model.digest.hex}-files"
-    pairs = [item for name, path in model.files.items() for item in ("--file", f"{name}={path}")]
+    pairs = [item for name, path in model.own_files.items() for item in ("--file", f"{name}={path}")]
     return folder, (*_program("mlx.folder"), "--target", str(folder), *pairs)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 from homelab_llm.core.atomic import write_atomic
 from homelab_llm.core.errors import UnsupportedRequest
-from homelab_llm.core.facts import StoredModel
-from homelab_llm.inference.engines.base import Engine, EngineOptions, LaunchPlan, ModelOptions, Support
+from homelab_llm.core.facts import NO_DEFAULTS, StoredModel
+from homelab_llm.core.parameters import context_tokens
+from homelab_llm.inference.engines.base import Adapter, Engine, EngineOptions, LaunchPlan, ModelOptions, Support
 from homelab_llm.inference.engines.table import choose
 from homelab_llm.inference.fleet.seams import Planned
 from homelab_llm.inference.fleet.vocabulary import Demand
@@ -48,27 +49,29 @@ class Planner:
         self._derived = derived
         self._chosen = chosen
 
-    def __call__(self, model: StoredModel, context_tokens: int | None = None) -> Planned:
+    def __call__(self, model: StoredModel, wanted: int | None = None) -> Planned:
         """How ``model`` will be run; kept by the fleet, so the engines may look around.
 
         Args:
-            context_tokens: in place of the option, to see what that would need.
+            wanted: context tokens in place of the option, to see what they would need.
 
         Raises:
             EngineUnavailable: with every engine's reason.
             UnsupportedRequest: an option of this model that its engine does not honour.
         """
-        chosen = self._chosen(model)
-        engine = choose(self._engines, model.facts, chosen.engine or self._prefer)
-        _refuse_unhonoured(model, engine, chosen)
-        template = _template_of(model, chosen)
+        chosen, own = self._chosen(model), _own_options(model)
+        engine = self._engine(model, chosen, own)
+        template = _template_of(model, chosen) or own.template
         options = replace(
             self._options,
-            context_tokens=context_tokens or chosen.context_tokens or self._options.context_tokens,
+            context_tokens=wanted or chosen.context_tokens or own.context_tokens or self._options.context_tokens,
             chat_template=self._template_file(template) if template else None,
             flags=chosen.flags,
+            adapters=own.adapters,
         )
         footprint = engine.estimate(model.facts, options)
+        if own.adapters:
+            footprint = replace(footprint, weights_bytes=footprint.weights_bytes + own.adapters_bytes)
         # The socket's path is not known yet; what the plan says besides does not depend on it.
         sketch = engine.plan(model, options, Path("planned.http"), self._derived)
         key = f"{model.digest.short}/{engine.name}/{sketch.context_tokens}x{sketch.parallel}{_mark(template, chosen)}"
@@ -81,6 +84,23 @@ class Planner:
             warning=_warning(engine.supports(model.facts)),
             footprint=footprint,
         )
+
+    def _engine(self, model: StoredModel, chosen: ModelOptions, own: _OwnOptions) -> Engine:
+        """The engine that is asked for, else the best of those that honour what the model brings.
+
+        Raises:
+            EngineUnavailable, UnsupportedRequest: as ``__call__``.
+        """
+        prefer = chosen.engine or self._prefer
+        able = [engine for engine in self._engines if own.needs <= engine.honours]
+        if own.needs and prefer == "auto" and any(engine.supports(model.facts).ok for engine in able):
+            engine = choose(able, model.facts)
+        else:
+            engine = choose(self._engines, model.facts, prefer)
+        _refuse_unhonoured(model, engine, chosen)
+        if lost := sorted(own.needs - engine.honours - _set_fields(chosen)):
+            raise _not_for(model, engine, lost[0], [other.name for other in able if other.supports(model.facts).ok])
+        return engine
 
     def _launch(
         self, engine: Engine, model: StoredModel, options: EngineOptions, template: str, socket: Path
@@ -96,9 +116,74 @@ class Planner:
 
 def _refuse_unhonoured(model: StoredModel, engine: Engine, chosen: ModelOptions) -> None:
     """No option is without effect (fails closed)."""
-    wanted = [field.name for field in fields(chosen) if getattr(chosen, field.name)]
-    if lost := [name for name in wanted if name not in _ALWAYS_HONOURED | engine.honours]:
+    if lost := sorted(_set_fields(chosen) - _ALWAYS_HONOURED - engine.honours):
         raise _refused(model, lost[0], f"the {engine.name} engine here does not honour it")
+
+
+def _set_fields(chosen: ModelOptions) -> frozenset[str]:
+    return frozenset(field.name for field in fields(chosen) if getattr(chosen, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnOptions:
+    """What a model itself brings for its loading; below what the operator chose for it.
+
+    ``needs`` are the words of ``Engine.honours`` without which it would not be what it says it is.
+    """
+
+    context_tokens: int = 0
+    template: str = ""
+    adapters: tuple[Adapter, ...] = ()
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def adapters_bytes(self) -> int:
+        return sum(path.stat().st_size for adapter in self.adapters for path in adapter.files.values())
+
+
+def _own_options(model: StoredModel) -> _OwnOptions:
+    """The defaults of a model as options. A template is text and never a path: a model may come from anywhere."""
+    defaults = model.defaults
+    if defaults is NO_DEFAULTS:
+        return _OwnOptions()
+    adapters = tuple(_adapter(model, name) for name in defaults.adapters)
+    named = {
+        "chat_template": defaults.template,
+        "tool_call_parser": defaults.tool_call_parser,
+        "reasoning_parser": defaults.reasoning_parser,
+    }
+    needs = {name for name, value in named.items() if value} | {adapter.needs for adapter in adapters}
+    return _OwnOptions(context_tokens(defaults.parameters), defaults.template, adapters, frozenset(needs))
+
+
+def _adapter(model: StoredModel, name: str) -> Adapter:
+    files = model.adapter_files(name)
+    if not files:
+        raise UnsupportedRequest(
+            f"{model.name} names the adapter {name[:80]!r} and does not have it",
+            hint=f"mlxctl show {model.name} --files",
+            field="adapters",
+        )
+    return Adapter("gguf" if all(file.endswith(".gguf") for file in files) else "peft", files)
+
+
+def _not_for(model: StoredModel, engine: Engine, need: str, able: list[str]) -> UnsupportedRequest:
+    """What the model brings and its engine does not honour, with the way out."""
+    kind = need.removesuffix("_adapters")
+    what = f"an adapter in the {kind.upper()} format" if kind != need else f"a {need} of its own"
+    if able:
+        hint = f"mlxctl registry set {model.name} engine={able[0]}"
+    elif need == "peft_adapters":
+        hint = f"mlxctl fuse {model.name} NEW-NAME"
+    else:
+        hint = f"mlxctl show {model.name} --spec    # then create it without {need}"
+    return UnsupportedRequest(
+        f"{model.name} brings {what}, which the {engine.name} engine here does not load"
+        + (f"; {', '.join(able)} does" if able else ""),
+        hint=hint,
+        field=need,
+        engines=able,
+    )
 
 
 def _template_of(model: StoredModel, chosen: ModelOptions) -> str:

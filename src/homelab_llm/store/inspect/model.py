@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile, UnsafeModel
-from homelab_llm.core.facts import ModelFacts
+from homelab_llm.core.facts import ADAPTERS, ModelFacts
 from homelab_llm.store.inspect.folder_facts import folder_facts, refuse_code_in
 from homelab_llm.store.inspect.gguf_facts import gguf_facts
 from homelab_llm.store.inspect.regular import open_regular
@@ -24,7 +24,7 @@ def inspect_model(files: Mapping[str, Path]) -> ModelFacts:
     Args:
         files: path inside the model (``config.json``, ``1_Pooling/config.json``) to the plain file with its
             content, which may have any name (a blob has). Links must have been resolved. A lone file with any
-            name is taken for GGUF when it begins like one.
+            name is taken for GGUF when it begins like one. Adapters are looked at by ``store/build/adapters.py``.
 
     Raises:
         BadModelFile: a file contradicts itself or its name, or a part is missing.
@@ -36,6 +36,7 @@ def inspect_model(files: Mapping[str, Path]) -> ModelFacts:
     for name, path in files.items():
         refuse_unsafe_name(name)
         open_regular(path).close()
+    files = {name: path for name, path in files.items() if not name.startswith(ADAPTERS)}
     gguf = {name: path for name, path in files.items() if name.lower().endswith(".gguf")}
     if not gguf and len(files) == 1 and _begins_like_gguf(next(iter(files.values()))):
         gguf = dict(files)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from homelab_llm.core.facts import Capability
+from homelab_llm.core.facts import Capability, ModelFacts
 from homelab_llm.store.inspect.documents import read_bounded, read_object
 
 MAX_TEMPLATE_BYTES = 4 << 20
@@ -31,6 +32,16 @@ def chat_capabilities(template: str, tools: bool) -> tuple[Capability, ...]:
     if _THINKING.search(template):
         found.append("thinking")
     return tuple(found)
+
+
+def with_template(facts: ModelFacts, template: str) -> ModelFacts:
+    """The facts of a model whose own template is replaced; as they are when ``template`` is empty or it embeds."""
+    if not template or "embedding" in facts.capabilities:
+        return facts
+    tools = knows_tools(template)
+    kept: tuple[Capability, ...] = ("vision",) if "vision" in facts.capabilities else ()
+    capabilities = (*chat_capabilities(template, tools), *kept)
+    return replace(facts, chat_template=template, template_knows_tools=tools, capabilities=capabilities)
 
 
 def folder_template(files: Mapping[str, Path]) -> tuple[str, bool]:

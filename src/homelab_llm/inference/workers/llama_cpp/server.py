@@ -46,6 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--embedding", action="store_true")
     parser.add_argument("--chat-template", type=Path, help="a Jinja template in place of the model's own")
+    parser.add_argument("--lora", type=Path, action="append", default=[], help="a GGUF adapter to apply; repeatable")
     given = parser.parse_args(argv)
     for name in ("context", "parallel", "threads"):
         if getattr(given, name) < 1:
@@ -75,6 +76,7 @@ def server_params(given: argparse.Namespace, bind: Path) -> Any:
     params.use_jinja = True
     if given.chat_template is not None:
         params.chat_template = given.chat_template.read_text("utf-8")
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 1.0) for path in given.lora]
     params.ui = False
     params.cors_origins = ""
     params.verbosity = _LOG_LEVEL_WARNINGS
@@ -153,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("the model file is not there" if not given.model.exists() else "it is not a regular file")
     if given.chat_template is not None and not given.chat_template.is_file():
         return complain("the chat template is not there")
+    if not all(path.is_file() for path in given.lora):
+        return complain("an adapter is not there")
     try:
         server = start(given)
     except RuntimeError:

@@ -16,11 +16,14 @@ _RESERVED = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_to
 class Prompter:
     """The tokenizer and chat template of a folder; safe on any thread.
 
+    Args:
+        template: a file with a template in place of the folder's own.
+
     Raises:
         BadModelFile: the folder has no tokenizer.json, or it or the template cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: Path | None = None) -> None:
         import tokenizers
 
         path = folder / "tokenizer.json"
@@ -34,7 +37,10 @@ class Prompter:
         self._tokenizer.no_padding()
         settings = read_object(folder / "tokenizer_config.json")
         self._special = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
-        source = read_template(folder)
+        try:
+            source = read_template(folder) if template is None else template.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise BadModelFile("the chat template cannot be read") from error
         self._template = ChatTemplate(source) if source else None
 
     def encode(self, ask: Ask, *, context_tokens: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
 from homelab_llm.inference.workers.mlx.sampling import Sampling
 
-MAX_STOPS = 16
+MAX_STOPS = 32  # 16 of a request and 16 of the model
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_LIKELIEST = 20

@@ -83,7 +83,7 @@ class Worker:
         from homelab_llm.inference.workers.mlx.prompt import Prompter
 
         _progress(0.0)
-        self._prompter = Prompter(self._options.model)
+        self._prompter = Prompter(self._options.model, self._options.chat_template)
         _progress(0.2)
         generator = Generator.load(self._options.model, parallel=self._options.parallel)
         _progress(1.0)
@@ -140,6 +140,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="the model's name in replies")
     parser.add_argument("--parallel", type=int, default=4, help="requests in the batch at once")
     parser.add_argument("--context", type=int, default=4096, help="tokens of one request, prompt and answer")
+    parser.add_argument("--chat-template", type=Path, help="a Jinja template in place of the model's own")
     options = parser.parse_args(arguments)
     if options.parallel < 1 or options.context < 2:
         parser.error("--parallel must be at least 1 and --context at least 2")
