@@ -10,8 +10,7 @@ from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import ModelNotFound
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store.catalogue import ENTRIES, find, suggest
-from homelab_llm.store.sources.huggingface import HubReference
-from homelab_llm.store.sources.packages import PackageReference
+from homelab_llm.store.references import HubReference, PackageReference, parse, parse_package
 
 
 def test_every_entry_has_a_name_a_licence_sizes_and_references_that_parse() -> None:
@@ -21,8 +20,7 @@ def test_every_entry_has_a_name_a_licence_sizes_and_references_that_parse() -> N
         assert entry.licence
         assert entry.size_bytes > 0
         for reference in filter(None, (entry.reference, entry.apple_reference)):
-            parse = HubReference.parse if reference.startswith("hf:") else PackageReference.parse
-            assert parse(reference)
+            assert isinstance(parse(reference), HubReference | PackageReference)
         assert bool(entry.apple_reference) == bool(entry.apple_size_bytes)
 
 
@@ -33,7 +31,7 @@ def test_models_in_packages_are_pinned_file_by_file() -> None:
     for entry in packaged:
         assert entry.pins
         assert all(Digest.parse(f"sha256:{pin}") for pin in entry.pins.values())
-        assert all(member.startswith(PackageReference.parse(entry.reference).member) for member in entry.pins)
+        assert all(member.startswith(parse_package(entry.reference).member) for member in entry.pins)
 
 
 def test_a_name_without_a_tag_is_not_guessed_but_the_family_is_named() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from homelab_llm.core.errors import HomelabError, InvalidInput, SourceDenied, SourceNotFound, SourceUnavailable
+from homelab_llm.core.names import repository_of
 from homelab_llm.store.pull import PullSettings
+from homelab_llm.store.references import HubReference, parse_hub
 from homelab_llm.store.sources.base import RemoteModel
-from homelab_llm.store.sources.huggingface import HubReference, hub_token, nameable
+from homelab_llm.store.sources.huggingface import hub_token
 from homelab_llm.store.sources.table import open_source
 from homelab_llm.testing.hub import FakeHub, Faults
 
@@ -19,11 +21,11 @@ Settings = Callable[..., PullSettings]
 
 
 def resolved(reference: str, settings: PullSettings) -> RemoteModel:
-    source, own, _entry = open_source(reference, settings)
+    opening = open_source(reference, settings)
     try:
-        return source.resolve(own)
+        return opening.source.resolve(opening.reference)
     finally:
-        source.close()
+        opening.source.close()
 
 
 @pytest.mark.requirement("R-M2", "R-M9")
@@ -34,7 +36,14 @@ def test_a_snapshot_is_pinned_to_a_commit_with_digests(hub: FakeHub, settings: S
     assert model.source == f"hf:Org/Folder@{commit}"
     assert (model.repository, model.tag, model.licence) == ("org/folder", "latest", "apache-2.0")
     files = {file.path: file for file in model.files}
-    assert sorted(files) == ["LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(files) == [
+        "LICENSE",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert files["model.safetensors"].digest is not None
     assert files["config.json"].digest is None
     assert len(files["config.json"].git_sha1) == 40
@@ -149,18 +158,18 @@ def test_a_bad_digest_in_the_list_is_refused(hub: FakeHub, settings: Settings) -
 )
 def test_references_outside_the_grammar_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        HubReference.parse(text)
+        parse_hub(text)
     assert "hf:org/name" in caught.value.hint
 
 
 def test_a_reference_has_repository_revision_and_file() -> None:
-    assert HubReference.parse("hf:org/name@v1.0#q/m.gguf") == HubReference("org/name", "v1.0", "q/m.gguf")
-    assert HubReference.parse("hf:gpt2") == HubReference("gpt2", "main", "")
+    assert parse_hub("hf:org/name@v1.0#q/m.gguf") == HubReference("org/name", "v1.0", "q/m.gguf")
+    assert parse_hub("hf:gpt2") == HubReference("gpt2", "main", "")
 
 
 def test_repository_ids_become_names_of_the_store() -> None:
-    assert nameable("Qwen/Qwen3-0.6B-GGUF") == "qwen/qwen3-0.6b-gguf"
-    assert nameable("A_/b.-_c") == "a/b.c"
+    assert repository_of("Qwen/Qwen3-0.6B-GGUF") == "qwen/qwen3-0.6b-gguf"
+    assert repository_of("A_/b.-_c") == "a/b.c"
 
 
 def test_the_token_is_where_the_hubs_own_tools_keep_it(tmp_path: Path) -> None:

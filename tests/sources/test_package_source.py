@@ -14,8 +14,9 @@ from homelab_llm.core.errors import DigestMismatch, InvalidInput, SourceDenied, 
 from homelab_llm.core.http import HttpClient
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.pull import PullSettings, pull, pull_from
+from homelab_llm.store.references import parse_package
 from homelab_llm.store.sources.base import RemoteModel
-from homelab_llm.store.sources.packages import PackageReference, PackageSource
+from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
 from homelab_llm.testing.hub import FakeHub, Faults
 
@@ -153,6 +154,7 @@ def test_all_model_files_of_a_folder_in_a_wheel(
     model = source.resolve("packages:folder-model==2#pkg/model/")
     assert [file.path for file in model.files] == [
         "LICENSE",
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -203,7 +205,7 @@ def test_an_index_that_refuses_is_denied_and_no_login_is_shown(hub: FakeHub, tmp
 )
 def test_references_outside_the_grammar_never_reach_pip(text: str) -> None:
     with pytest.raises(InvalidInput):
-        PackageReference.parse(text)
+        parse_package(text)
 
 
 @pytest.mark.requirement("R-M4")

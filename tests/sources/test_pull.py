@@ -32,14 +32,14 @@ from homelab_llm.store.pull import FAILPOINTS, JobProgress, PullSettings, pull
 from homelab_llm.testing.hub import FakeHub, Faults
 
 Settings = Callable[..., PullSettings]
-FOLDER_PATHS = ["LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FOLDER_PATHS = ["LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 # What a pull never passes: import, removal and views.
 PASSED = [
     name
     for name in STORE_FAILPOINTS
     if not name.startswith(("store.import", "store.remove", "store.gc", "store.prune", "store.view"))
 ]
-# Passed once for every file; the fifth file is the weights.
+# Passed once for every file; the sixth file is the weights.
 PER_FILE = ("pull.file", "pull.chunk", "store.blob", "store.partial")
 
 PROGRAM = """
@@ -146,7 +146,7 @@ def test_speed_and_time_left_are_measured() -> None:
     "name",
     [
         *(f"{name}=kill" for name in (*FAILPOINTS, *PASSED)),
-        *(f"{name}=kill@5" for name in (*FAILPOINTS, *PASSED) if name.startswith(PER_FILE)),
+        *(f"{name}=kill@6" for name in (*FAILPOINTS, *PASSED) if name.startswith(PER_FILE)),
         "pull.chunk=kill@20",
     ],
 )

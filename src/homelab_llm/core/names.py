@@ -84,6 +84,15 @@ def slug_of(text: str) -> str:
     return parse_slug(_UNSLUGGABLE.sub("-", text.lower()).strip("-")[:63].rstrip("-"))
 
 
+def repository_of(text: str) -> str:
+    """The repository of a name elsewhere: ``Qwen/Qwen3-0.6B-GGUF`` → ``qwen/qwen3-0.6b-gguf``; may leave nothing."""
+    parts = []
+    for part in text.lower().split("/"):
+        kept = re.sub(r"[^a-z0-9._-]+", "-", part).strip("._-")
+        parts.append(re.sub(r"([._-])[._-]+", r"\1", kept))
+    return "/".join(filter(None, parts))
+
+
 def tag_of(text: str) -> str:
     """The tag of any text, for example of a quantization: ``Q4_K_M`` → ``q4_k_m``; ``latest`` where nothing is left."""
     tag = "".join(c if c.isalnum() or c in "._-" else "-" for c in text.lower()).strip("-.")

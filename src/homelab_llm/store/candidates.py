@@ -1,4 +1,4 @@
-"""Candidates: which files below a path make up one model. Looks at names and kinds of files, reads none.
+"""Candidates: which files below a path make up one model, by the rules of `choice.py`. Reads none of them.
 
 Links are refused, except those of a Hugging Face cache (``models--*/snapshots/<revision>/x`` into
 ``models--*/blobs``), which stand for what they point to.
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile, InvalidInput, NotRegularFile, UnsafeModel
-from homelab_llm.store.file_names import is_document
+from homelab_llm.store.choice import folder_model, gguf_models, parts_of, stored_name
+from homelab_llm.store.inspect.model import PICKLES
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-_CONFIGS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _MODULE_FOLDER = re.compile(r"\d+_[A-Za-z]+")  # sentence-transformers: 1_Pooling, 2_Dense
 _MAX_ENTRIES = 10_000
 
@@ -59,80 +57,40 @@ def choose_files(path: Path) -> list[Candidate]:
 
 
 def _from_gguf(path: Path) -> list[Candidate]:
-    shard = _SHARD.fullmatch(path.name)
-    if shard is None:
-        return [_examine(path, "model.gguf")]
-    count = int(shard["count"])
+    names = parts_of(path.name)
     found = []
-    for number in range(1, count + 1):
-        part = f"-{number:05d}-of-{count:05d}"
-        sibling = path.with_name(f"{shard['stem']}{part}{path.suffix}")
+    for name in names:
+        sibling = path.with_name(name)
         if not sibling.is_symlink() and not sibling.exists():
             raise BadModelFile(
-                f"{sibling.name} is missing: the model has {count} parts",
+                f"{sibling.name} is missing: the model has {len(names)} parts",
                 hint="put all parts into one folder",
                 missing=sibling.name,
             )
-        found.append(_examine(sibling, f"model{part}.gguf"))
+        found.append(_examine(sibling, stored_name(name)))
     return found
 
 
 def _from_folder(folder: Path) -> list[Candidate]:
     entries = {candidate.name: candidate for candidate in _plain_files(folder)}
-    weights = [name for name in entries if name.endswith(".safetensors")]
-    if any("/" not in name for name in weights):
+    if whole := folder_model(entries):
         if "config.json" not in entries:
             raise BadModelFile(f"{folder.name} has weights but no config.json", hint="fetch the whole model")
-        return _whole_folder(entries)
-    ggufs = [entry for name, entry in entries.items() if name.lower().endswith(".gguf") and "/" not in name]
+        return [entries[name] for name in whole]
+    ggufs = gguf_models([name for name in entries if "/" not in name])
+    if len(ggufs) == 1:
+        return _from_gguf(folder / next(iter(ggufs)))
     if ggufs:
-        return _only_gguf(folder, ggufs)
+        raise InvalidInput(
+            f"{folder.name} holds {len(ggufs)} GGUF models: name one of them",
+            hint=f"mlxctl import {folder / next(iter(ggufs))}",
+            files=list(ggufs)[:20],
+        )
     if pickles := [name for name in entries if name.lower().endswith(PICKLES)]:
         raise _pickle(pickles[0])
     raise BadModelFile(
         f"{folder.name} holds no model", hint="a model's folder has config.json and .safetensors files, or one .gguf"
     )
-
-
-def _whole_folder(entries: dict[str, Candidate]) -> list[Candidate]:
-    """Everything a loader may read; not other frameworks' weights, not code, not a second set of weights."""
-    named_model = any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in entries)
-    chosen = []
-    for name, entry in sorted(entries.items()):
-        base = name.rpartition("/")[2].lower()
-        if base.endswith(PICKLES):
-            _refuse_needed_pickle(name, entries)
-        elif base.endswith(".safetensors"):
-            if not (named_model and base.startswith("consolidated")):
-                chosen.append(entry)
-        elif base.endswith(_CONFIGS) or is_document(name):
-            chosen.append(entry)
-    return chosen
-
-
-def _refuse_needed_pickle(name: str, entries: dict[str, Candidate]) -> None:
-    """A pickle file beside safetensors is left out; a module whose only weights are pickles cannot be."""
-    folder = name.rpartition("/")[0]
-    if folder and not any(other.endswith(".safetensors") and other.rpartition("/")[0] == folder for other in entries):
-        raise _pickle(name)
-
-
-def _only_gguf(folder: Path, ggufs: list[Candidate]) -> list[Candidate]:
-    models = [entry for entry in ggufs if "mmproj" not in entry.name.lower()]
-    sets = {_shard_set(entry.name) for entry in models}
-    if len(sets) != 1:
-        names = sorted(entry.name for entry in models)
-        raise InvalidInput(
-            f"{folder.name} holds {len(sets)} GGUF models: name one of them",
-            hint=f"mlxctl import {folder / names[0] if names else folder}",
-            files=names[:20],
-        )
-    return _from_gguf(folder / models[0].name)
-
-
-def _shard_set(name: str) -> str:
-    shard = _SHARD.fullmatch(name)
-    return f"{shard['stem']} of {shard['count']}" if shard else name
 
 
 def _plain_files(folder: Path) -> Iterator[Candidate]:

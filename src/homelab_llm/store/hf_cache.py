@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile, HomelabError
-from homelab_llm.core.names import DEFAULT_TAG, ModelRef, tag_of
+from homelab_llm.core.names import DEFAULT_TAG, ModelRef, repository_of, tag_of
 from homelab_llm.store.candidates import choose_files
+from homelab_llm.store.choice import choose_files as chosen_of_tree
+from homelab_llm.store.choice import gguf_models
 from homelab_llm.store.inspect.model import inspect_model
-from homelab_llm.store.sources.choice import choose_files as chosen_of_tree
-from homelab_llm.store.sources.choice import gguf_models
-from homelab_llm.store.sources.huggingface import nameable
 
 _PREFIX = "models--"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -126,7 +125,7 @@ def _complete_models(repository: Path, repo_id: str, commit: str, older: str) ->
     names = list(files)
     if any("/" not in name and name.endswith(".safetensors") for name in names):
         _refuse_missing(repository, repo_id, files, tree)
-        ref = ModelRef.parse(f"{nameable(repo_id)}:{DEFAULT_TAG}")
+        ref = ModelRef.parse(f"{repository_of(repo_id)}:{DEFAULT_TAG}")
         size = _checked(snapshot)[1]
         return [CachedModel(ref, repo_id, commit, snapshot, size_bytes=size, older=older)], []
     sets = gguf_models(names)
@@ -155,7 +154,7 @@ def _gguf_models(
     often = Counter(tags.values())
     for first, (_, size_bytes) in found.items():
         tag = tags[first] if often[tags[first]] == 1 else tag_of(Path(first).stem)
-        ref = ModelRef.parse(f"{nameable(repo_id)}:{tag}")
+        ref = ModelRef.parse(f"{repository_of(repo_id)}:{tag}")
         models.append(CachedModel(ref, repo_id, commit, snapshot / first, first, size_bytes, older))
     return models, passed
 
@@ -223,7 +222,7 @@ def _refuse_missing(repository: Path, repo_id: str, files: Mapping[str, int], tr
         if any((repository / "blobs").glob("*.incomplete")):
             raise BadModelFile("a download of it is unfinished")
         return
-    needed = chosen_of_tree(tree, "", f"hf:{repo_id}")
+    needed = chosen_of_tree(tree, f"hf:{repo_id}")
     missing = [name for name in needed if name not in files and name.endswith((".safetensors", "config.json"))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

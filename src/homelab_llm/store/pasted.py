@@ -50,7 +50,7 @@ def _of_host(rest: str) -> str | None:
 
 
 def _of_hub(path: str) -> str | None:
-    """``org/name[:Q]``, ``org/name/tree/rev``, ``org/name/blob|resolve/rev/file``; a part of a split file is one too."""
+    """``org/name[:Q]``, ``org/name/tree/rev``, ``org/name/blob|resolve/rev/file``."""
     parts = [unquote(part) for part in path.split("/")]
     if parts[0] in {"datasets", "spaces", "models", "docs", "collections"} or len(parts) > 12:
         return None

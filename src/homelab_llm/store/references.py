@@ -83,7 +83,7 @@ class CatalogueReference:
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """``revision`` is a branch, tag or commit; ``file`` a GGUF file and ``quantization`` a word in its name, or empty."""
+    """``revision`` is a branch, tag or commit; ``file`` a GGUF file, ``quantization`` a word in its name, or empty."""
 
     repo: str
     revision: str = DEFAULT_REVISION
@@ -148,7 +148,7 @@ class WebReference:
 
 @dataclass(frozen=True, slots=True)
 class FileReference:
-    """A path as it was written: relative, absolute or with ``~``. ``item``: a file in the folder, a tag in the layout."""
+    """A path as it was written, also with ``~``. ``item``: a file in the folder, or a tag in the layout."""
 
     path: str
     item: str = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -22,15 +23,22 @@ if TYPE_CHECKING:
 @verb("pull")
 @click.argument("reference")
 @click.argument("name", required=False)
-def pull(invocation: Invocation, reference: str, name: str | None) -> None:
-    """Fetch a model: a short name, hf:ORG/NAME[@REVISION][#FILE], an https: address, or packages:…
+@click.option(
+    "--include", metavar="PATTERN", multiple=True, help="Of a repository only the weights that match (again)."
+)
+@click.option("--exclude", metavar="PATTERN", multiple=True, help="Of a repository nothing that matches (again).")
+def pull(
+    invocation: Invocation, reference: str, name: str | None, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> None:
+    """Fetch a model: a short name, hf:ORG/NAME[:QUANTIZATION][@REVISION][#FILE], an https: address, or packages:…
 
-    NAME is what it is called in the store; else a name is made from the reference.
+    NAME is what it is called in the store; else a name is made from the reference. Addresses copied from the pages
+    of huggingface.co and ollama.com are understood.
 
     What is there already is not fetched again, and an interrupted pull goes on where it was. With --json one line
     of progress after another, then the model.
     """
-    model = fetch(invocation, reference, name, events=invocation.output.json)
+    model = fetch(invocation, reference, name, include=include, exclude=exclude, events=invocation.output.json)
     if invocation.output.json:
         invocation.output.event({"status": "done", "model": summary(model)})
         return
@@ -38,7 +46,15 @@ def pull(invocation: Invocation, reference: str, name: str | None) -> None:
     invocation.output.result({}, f"{model.name} is in the store ({size}); try: mlxctl run {model.name}")
 
 
-def fetch(invocation: Invocation, reference: str, name: str | None = None, *, events: bool = False) -> StoredModel:
+def fetch(
+    invocation: Invocation,
+    reference: str,
+    name: str | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    events: bool = False,
+) -> StoredModel:
     """Pull with progress; ``events``: as lines of JSON.
 
     Raises:
@@ -49,9 +65,20 @@ def fetch(invocation: Invocation, reference: str, name: str | None = None, *, ev
     settings = store_pull.PullSettings.of(invocation.settings.store)
     with show_progress(invocation, f"pulling {reference}", events=events) as show:
         try:
-            return store_pull.pull(invocation.store, reference, name=name, settings=settings, progress=show)
+            return store_pull.pull(
+                invocation.store,
+                reference,
+                name=name,
+                include=include,
+                exclude=exclude,
+                settings=settings,
+                progress=show,
+            )
         except KeyboardInterrupt:
-            again = " ".join(filter(None, ("mlxctl pull", reference, name)))
+            options = [
+                f"--{option}={p}" for option, found in (("include", include), ("exclude", exclude)) for p in found
+            ]
+            again = " ".join(filter(None, ("mlxctl pull", reference, name, shlex.join(options))))
             raise Cancelled(
                 f"pulling {reference} was interrupted; what was received is kept",
                 hint=f"{again}    # goes on from there",

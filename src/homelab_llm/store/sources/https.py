@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.http import HttpClient
-from homelab_llm.core.urls import origin_of
+from homelab_llm.core.names import repository_of
+from homelab_llm.store.choice import parts_of
+from homelab_llm.store.references import parse_web
 from homelab_llm.store.sources.base import Opened, RemoteFile, RemoteModel
-from homelab_llm.store.sources.huggingface import nameable
-
-_DIGEST_MARK = "#sha256="
 
 
 class HttpsSource:
@@ -26,23 +24,22 @@ class HttpsSource:
 
     def resolve(self, reference: str) -> RemoteModel:
         """See ``Source``; one request for one byte tells size and validator."""
-        url, mark, hexadecimal = reference.partition(_DIGEST_MARK)
-        digest = Digest.parse(f"sha256:{hexadecimal}") if mark else None
-        url = url.partition("#")[0]
-        origin_of(url)
-        name = unquote(url.partition("?")[0].rpartition("/")[2])
+        wanted = parse_web(reference)
+        name = unquote(wanted.url.partition("?")[0].rpartition("/")[2])
         if not name.lower().endswith(".gguf"):
+            raise _not_a_model(name)
+        if parts_of(name) != [name]:
             raise InvalidInput(
-                "only a single .gguf file can be pulled from a web address",
-                hint="for a folder use hf:org/name, or fetch it and run mlxctl import FOLDER",
+                "one part of a split file is no model",
+                hint="fetch all parts into a folder and run mlxctl import FOLDER, or pull from hf:org/name",
                 field="reference",
             )
-        with self._client.stream(url, start=0, stop=1) as body:
-            file = RemoteFile("model.gguf", url, body.total_bytes, digest, validator=body.validator)
-        repository = nameable(name[: -len(".gguf")].replace("/", "-"))
+        with self._client.stream(wanted.url, start=0, stop=1) as body:
+            file = RemoteFile("model.gguf", wanted.url, body.total_bytes, wanted.digest, validator=body.validator)
+        repository = repository_of(name[: -len(".gguf")].replace("/", "-"))
         if not repository:
             raise InvalidInput("the file has no name that could be a model's", hint="give one with --name")
-        return RemoteModel(reference, repository, (file,), tag="latest")
+        return RemoteModel(str(wanted), repository, (file,), tag="latest")
 
     @contextmanager
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
@@ -52,3 +49,10 @@ class HttpsSource:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _not_a_model(name: str) -> InvalidInput:
+    hint = "for a folder use hf:org/name, or fetch it and run mlxctl import FOLDER"
+    if name.lower().endswith(".safetensors"):
+        hint = "safetensors need their config.json and tokenizer: use hf:org/name, or mlxctl import FOLDER"
+    return InvalidInput("only a single .gguf file can be pulled from a web address", hint=hint, field="reference")

@@ -1,4 +1,4 @@
-"""Hugging Face's hub: ``hf:org/name[@revision][#file.gguf]``.
+"""Hugging Face's hub: ``hf:org/name[:quantization][@revision][#file.gguf]``.
 
 Only its public HTTP API is used, through our own client: the hub's client library neither continues a file after
 a kill nor checks its SHA-256. The revision is pinned to a commit before anything is fetched; large files carry a
@@ -11,80 +11,53 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import InvalidInput, SourceUnavailable
+from homelab_llm.core.errors import SourceUnavailable
 from homelab_llm.core.http import HttpClient
+from homelab_llm.core.names import repository_of
 from homelab_llm.core.urls import origin_of
+from homelab_llm.store.choice import ANYTHING, Wanted, choose_files, stored_name
 from homelab_llm.store.file_names import check_file_names
+from homelab_llm.store.references import parse_hub
 from homelab_llm.store.sources.base import Opened, RemoteFile, RemoteModel
-from homelab_llm.store.sources.choice import choose_files, stored_name
 
-SCHEME = "hf:"
-_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-_REFERENCE = re.compile(
-    rf"hf:(?P<repo>{_PART}(?:/{_PART})?)(?:@(?P<revision>[\w./-]{{1,200}}))?(?:#(?P<file>.+))?", re.ASCII
-)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NEXT = re.compile(r'<([^>]{1,2000})>;\s*rel="next"')
 _API_BYTES = 16 << 20
 _MAX_PAGES = 40
 
 
-@dataclass(frozen=True, slots=True)
-class HubReference:
-    """A parsed reference; ``revision`` is a branch, tag or commit, ``file`` a GGUF file or empty."""
-
-    repo: str
-    revision: str
-    file: str
-
-    @classmethod
-    def parse(cls, text: str) -> HubReference:
-        """Parse ``hf:org/name[@revision][#file]``.
-
-        Raises:
-            InvalidInput: outside the grammar of repository names and revisions.
-        """
-        match = _REFERENCE.fullmatch(text)
-        if not match or "--" in match["repo"] or ".." in text or match["repo"].endswith(".git"):
-            raise InvalidInput(
-                "not a model of the hub",
-                hint="write hf:org/name, hf:org/name@revision or hf:org/name#file.gguf",
-                field="reference",
-            )
-        return cls(match["repo"], match["revision"] or "main", match["file"] or "")
-
-
 class HuggingFaceSource:
-    """The hub at ``endpoint``; ``token`` goes to that origin only."""
+    """The hub at ``endpoint``; ``token`` goes to that origin only. ``wanted`` brings the patterns of a pull."""
 
     parallel = True
 
-    def __init__(self, client: HttpClient, endpoint: str, token: str = "") -> None:
-        self._client, self._endpoint = client, endpoint.rstrip("/")
+    def __init__(self, client: HttpClient, endpoint: str, token: str = "", wanted: Wanted = ANYTHING) -> None:
+        self._client, self._endpoint, self._wanted = client, endpoint.rstrip("/"), wanted
         self._authorization = f"Bearer {token}" if token else ""
 
     def resolve(self, reference: str) -> RemoteModel:
         """See ``Source``; two or more requests."""
-        wanted = HubReference.parse(reference)
-        shown = f"hf:{wanted.repo}" + ("" if wanted.revision == "main" else f"@{wanted.revision}")
+        wanted = parse_hub(reference)
+        shown = str(wanted.whole)
         info = self._api(f"{self._endpoint}/api/models/{wanted.repo}/revision/{quote(wanted.revision, safe='')}")[0]
         commit = info.get("sha") if isinstance(info, dict) else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise SourceUnavailable(f"the hub does not say which commit {shown} is")
         entries = {entry.path: entry for entry in self._tree(wanted.repo, commit)}
         sizes = {path: entry.size_bytes for path, entry in entries.items()}
-        chosen = choose_files(sizes, wanted.file, shown)
+        asked = replace(self._wanted, file=wanted.file, quantization=wanted.quantization)
+        chosen = choose_files(sizes, shown, asked)
         files = tuple(replace(entries[path], path=stored_name(path)) for path in chosen)
         check_file_names(file.path for file in files)
         return RemoteModel(
-            source=f"hf:{wanted.repo}@{commit}" + (f"#{wanted.file}" if wanted.file else ""),
-            repository=nameable(wanted.repo),
+            source=str(replace(wanted, revision=commit)),
+            repository=repository_of(wanted.repo),
             files=files,
             tag="" if files[0].path.endswith(".gguf") else "latest",
             licence=_licence(info),
@@ -147,16 +120,6 @@ def hub_token(environ: Mapping[str, str]) -> str:
         return Path(environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser().read_text("utf-8").strip()[:500]
     except (OSError, UnicodeDecodeError, RuntimeError):
         return ""
-
-
-def nameable(repo: str) -> str:
-    """A repository id of the hub in the store's grammar: ``Qwen/Qwen3-0.6B-GGUF`` → ``qwen/qwen3-0.6b-gguf``."""
-    parts = []
-    for part in repo.lower().split("/"):
-        words = re.split(r"([._-])", re.sub(r"[^a-z0-9._-]+", "-", part))
-        kept = "".join(words).strip("._-")
-        parts.append(re.sub(r"([._-])[._-]+", r"\1", kept))
-    return "/".join(parts)
 
 
 def _licence(info: Mapping[str, Any]) -> str:

