@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
+from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from homelab_llm.core.errors import HomelabError, SourceDenied, SourceNotFound, 
 from homelab_llm.core.http import MAX_REDIRECTS, HttpClient, HttpLimits
 from homelab_llm.core.urls import Origin, UrlPolicy, is_private, is_public, origin_of, parse_address
 from homelab_llm.testing.hub import FakeHub, Faults
+from homelab_llm.testing.tls import ConnectProxy, make_certificate
 
 FILE = "/org/name/resolve/main/model.gguf"
 CONTENT = bytes(range(256)) * 400
@@ -280,6 +284,75 @@ def test_a_proxy_of_the_environment_is_used_and_no_proxy_is_honoured(hub: FakeHu
                 body_of(client, hub.url + FILE)
         assert proxy.requests[0].host == "files.example"
     assert hub.requests == []
+
+
+@pytest.fixture
+def tls_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Serves https as ``files.example``, and this process trusts it."""
+    context = make_certificate(tmp_path, "files.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    with FakeHub(repos={"org/name": {"model.gguf": CONTENT}}, tls=context) as running:
+        yield running
+
+
+def resolved_here(_host: str, _port: int) -> list[str]:
+    return ["127.0.0.1"]
+
+
+@pytest.mark.requirement("R-S1")
+def test_the_name_is_proved_by_tls_while_the_connection_goes_to_the_checked_address(tls_hub: FakeHub) -> None:
+    with HttpClient(policy=UrlPolicy(allow_private=True), resolve=resolved_here) as client:
+        assert body_of(client, f"https://files.example:{tls_hub.port}{FILE}") == CONTENT
+        assert body_of(client, f"https://files.example:{tls_hub.port}{FILE}") == CONTENT
+        client.limits = HttpLimits(attempts=1)
+        with pytest.raises(SourceUnavailable, match="does not prove its identity"):
+            body_of(client, f"https://other.example:{tls_hub.port}{FILE}")
+    assert {request.host for request in tls_hub.requests} == {f"files.example:{tls_hub.port}"}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_https_goes_through_a_tunnel_of_the_proxy(tls_hub: FakeHub, scheme: str) -> None:
+    with ConnectProxy(tls_hub.port, tls_hub.tls if scheme == "https" else None) as proxy:
+        environ = {"https_proxy": f"{scheme}://me:p%40ss@127.0.0.1:{proxy.port}"}
+        with HttpClient(environ=environ) as client:
+            assert body_of(client, f"https://files.example{FILE}") == CONTENT
+            assert body_of(client, f"https://files.example{FILE}") == CONTENT
+    assert len(proxy.heads) == 1  # the connection is used again
+    assert proxy.heads[0].startswith("CONNECT files.example:443 HTTP/1.1\r\n")
+    assert f"Basic {b64encode(b'me:p@ss').decode()}" in proxy.heads[0]
+    assert tls_hub.requests[0].host == "files.example"
+
+
+def test_a_connection_is_used_again_until_the_server_closes_it(hub: FakeHub, client: HttpClient) -> None:
+    for _ in range(3):
+        assert body_of(client, hub.url + FILE) == CONTENT
+        with client.stream(hub.url + FILE) as body:
+            next(body.chunks)
+    assert len({request.port for request in hub.requests}) == 3  # one that is left in the middle is ended
+    hub.hang_up()
+    assert body_of(client, hub.url + FILE) == CONTENT
+
+
+def test_closing_the_client_ends_what_another_thread_reads(hub: FakeHub, client: HttpClient) -> None:
+    hub.faults = Faults(hold_after_bytes=1000)
+    first, errors = threading.Event(), list[HomelabError]()
+
+    def read() -> None:
+        try:
+            with client.stream(hub.url + FILE) as body:
+                for _ in body.chunks:
+                    first.set()
+        except HomelabError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert first.wait(30)
+    client.close()
+    thread.join(4)
+    assert [error.code for error in errors] == ["source_unavailable"]
+    with pytest.raises(SourceUnavailable):
+        body_of(client, hub.url + FILE)
 
 
 @pytest.mark.requirement("R-S1")

@@ -147,7 +147,7 @@ def test_speed_and_time_left_are_measured() -> None:
     [
         *(f"{name}=kill" for name in (*FAILPOINTS, *PASSED)),
         *(f"{name}=kill@6" for name in (*FAILPOINTS, *PASSED) if name.startswith(PER_FILE)),
-        "pull.chunk=kill@20",
+        "pull.chunk=kill@8",
     ],
 )
 def test_killed_at_any_point_nothing_half_shows_and_the_next_pull_continues(
@@ -309,7 +309,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(
 def test_a_disk_that_fills_up_is_typed_and_the_pull_continues_later(
     hub: FakeHub, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
 ) -> None:
-    arm("store.blob.chunk=enospc@30")
+    arm("store.blob.chunk=enospc@10")
     with pytest.raises(DiskFull):
         pull(store, "hf:Org/Folder", settings=settings())
     assert store.models() == []

@@ -14,20 +14,20 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from homelab_llm import __version__
+from homelab_llm.core.bodies import Body, Patience, body_of, number, shown
+from homelab_llm.core.connections import FAILURES, Answer, ConnectError, Connections
 from homelab_llm.core.errors import HomelabError, SourceDenied, SourceNotFound, SourceUnavailable
 from homelab_llm.core.urls import Origin, Resolver, UrlPolicy, origin_of, system_resolver
 
-if TYPE_CHECKING:
-    import httpx2
+__all__ = ["MAX_REDIRECTS", "Body", "HttpClient", "HttpLimits", "Reply"]
 
 MAX_REDIRECTS = 8
 _AGENT = f"homelab-llm/{__version__}"
@@ -54,21 +54,6 @@ class HttpLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """An open reply. ``start`` is the offset of its first byte in the whole, ``total_bytes`` the length of the
-    whole (None when the server does not say), ``validator`` what tells whether the whole has changed (a strong
-    ETag, else Last-Modified, else empty). ``chunks`` can be read once.
-    """
-
-    url: str
-    headers: Mapping[str, str]
-    start: int
-    total_bytes: int | None
-    validator: str
-    chunks: Iterator[bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
     """A whole reply, whatever its status; names of headers are lower-case."""
 
@@ -79,7 +64,7 @@ class Reply:
 
 @dataclass(slots=True)
 class HttpClient:
-    """Close it after use; it is a context manager. Several threads may use it, each gets connections of its own.
+    """Close it after use; it is a context manager. Several threads may use it at once.
 
     Args:
         policy: which machines may be asked.
@@ -93,8 +78,10 @@ class HttpClient:
     resolve: Resolver = system_resolver
     sleep: Callable[[float], None] = time.sleep
     monotonic_s: Callable[[], float] = time.monotonic
-    _clients: dict[tuple[Origin, str], httpx2.Client] = field(default_factory=dict, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _connections: Connections = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._connections = Connections(self.limits.connect_s, self.limits.read_s)
 
     def __enter__(self) -> HttpClient:
         return self
@@ -103,9 +90,8 @@ class HttpClient:
         self.close()
 
     def close(self) -> None:
-        """Close every connection."""
-        while self._clients:
-            self._clients.popitem()[1].close()
+        """End every connection; what other threads are reading fails now."""
+        self._connections.close()
 
     def get_bytes(self, url: str, *, limit_bytes: int, authorization: str = "") -> tuple[bytes, Mapping[str, str]]:
         """A small document, whole, and the headers of the reply (lower-case names).
@@ -120,9 +106,9 @@ class HttpClient:
             for chunk in body.chunks:
                 content += chunk
                 if len(content) > limit_bytes:
-                    raise SourceUnavailable(f"the reply of {_shown(url)} is larger than {limit_bytes} bytes")
+                    raise SourceUnavailable(f"the reply of {shown(url)} is larger than {limit_bytes} bytes")
                 if self.monotonic_s() > deadline:
-                    raise SourceUnavailable(f"{_shown(url)} took longer than {self.limits.whole_s:.0f} s")
+                    raise SourceUnavailable(f"{shown(url)} took longer than {self.limits.whole_s:.0f} s")
             return bytes(content), body.headers
 
     def get_json(self, url: str, *, limit_bytes: int, authorization: str = "") -> tuple[Any, Mapping[str, str]]:
@@ -131,7 +117,7 @@ class HttpClient:
         try:
             return json.loads(content), headers
         except (ValueError, RecursionError) as error:
-            raise SourceUnavailable(f"{_shown(url)} did not answer with JSON") from error
+            raise SourceUnavailable(f"{shown(url)} did not answer with JSON") from error
 
     def exchange(
         self,
@@ -151,23 +137,23 @@ class HttpClient:
             SourceUnavailable: network, TLS, a proxy; the reply is cut or larger than ``limit_bytes`` (then a fact).
             SourceDenied: the policy.
         """
-        import httpx2
-
         own = {"accept-encoding": "identity", "user-agent": _AGENT, **(headers or {})}
-        reply = self._send(method, url, origin_of(url), own, content)
+        answer = self._send(method, url, origin_of(url), own, content)
         received = bytearray()
         try:
-            for chunk in reply.iter_raw():
+            while chunk := answer.read():
                 received += chunk
                 if len(received) > limit_bytes:
                     raise SourceUnavailable(
-                        f"the reply of {_shown(url)} is larger than {limit_bytes} bytes", limit_bytes=limit_bytes
+                        f"the reply of {shown(url)} is larger than {limit_bytes} bytes", limit_bytes=limit_bytes
                     )
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise SourceUnavailable(f"the reply of {_shown(url)} was cut") from error
+            if answer.length_bytes is not None and len(received) < answer.length_bytes:
+                raise SourceUnavailable(f"the reply of {shown(url)} was cut")
+        except FAILURES as error:
+            raise SourceUnavailable(f"the reply of {shown(url)} was cut") from error
         finally:
-            reply.close()
-        return Reply(reply.status_code, {n.lower(): v for n, v in reply.headers.items()}, bytes(received))
+            answer.close()
+        return Reply(answer.status, answer.headers, bytes(received))
 
     @contextlib.contextmanager
     def stream(self, url: str, *, start: int = 0, stop: int | None = None, authorization: str = "") -> Iterator[Body]:
@@ -184,13 +170,14 @@ class HttpClient:
         headers = {"accept-encoding": "identity", "user-agent": _AGENT}
         if start or stop is not None:
             headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        reply, final_url = self._open(url, headers, authorization)
+        answer, final_url = self._open(url, headers, authorization)
         try:
-            yield self._body(reply, final_url, start)
+            patience = Patience(self.limits.stall_s, self.limits.stall_bytes, self.monotonic_s)
+            yield body_of(answer, final_url, start, patience)
         finally:
-            reply.close()
+            answer.close()
 
-    def _open(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[httpx2.Response, str]:
+    def _open(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[Answer, str]:
         attempt = 0
         while True:
             attempt += 1
@@ -210,25 +197,25 @@ class HttpClient:
         doubled: float = self.limits.backoff_s * 2 ** (attempt - 1)
         return doubled * random.uniform(0.5, 1.5)  # noqa: S311
 
-    def _follow(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[httpx2.Response, str]:
+    def _follow(self, url: str, headers: Mapping[str, str], authorization: str) -> tuple[Answer, str]:
         first = origin_of(url)
         for _ in range(MAX_REDIRECTS + 1):
             origin = origin_of(url)
             if first.scheme == "https" and origin.scheme == "http":
                 raise SourceDenied(f"{first.host} redirects to an address without encryption", host=origin.host)
             own = {"authorization": authorization} if authorization and origin == first else {}
-            reply = self._send("GET", url, origin, {**headers, **own})
-            if reply.status_code not in _REDIRECTS:
+            answer = self._send("GET", url, origin, {**headers, **own})
+            if answer.status not in _REDIRECTS:
                 break
-            location = reply.headers.get("location", "")
-            reply.close()
+            location = answer.headers.get("location", "")
+            answer.close()
             url = urljoin(url, location)
         else:
             raise SourceUnavailable(f"{first.host} redirects more than {MAX_REDIRECTS} times", redirects=MAX_REDIRECTS)
-        if reply.status_code not in {200, 206}:
-            reply.close()
-            raise _refusal(reply, url)
-        return reply, url
+        if answer.status not in {200, 206}:
+            answer.close()
+            raise _refusal(answer, url)
+        return answer, url
 
     def _send(
         self,
@@ -237,53 +224,25 @@ class HttpClient:
         origin: Origin,
         headers: Mapping[str, str],
         content: bytes | Iterable[bytes] | None = None,
-    ) -> httpx2.Response:
+    ) -> Answer:
         """One request, to a checked address. Tries the addresses in turn while none accepts the connection."""
-        import httpx2
-
         proxy = self._proxy(origin)
         if proxy:
             self.policy.check_literal(origin)
         addresses = [""] if proxy else self.policy.addresses(origin, self.resolve)
-        client = self._client(origin, proxy)
-        for index, address in enumerate(addresses):
+        headers = {"host": str(origin).partition("://")[2], **headers}
+        target = url.partition("#")[0] if proxy and origin.scheme == "http" else _target(url)
+        error: Exception = ConnectionError("it has no address")
+        for address in addresses:
             try:
-                target = httpx2.URL(url)
-                host = target.netloc.decode("ascii")
-                if address:
-                    target = target.copy_with(host=address)
-                request = client.build_request(
-                    method,
-                    target,
-                    headers={**headers, "host": host},
-                    content=content,
-                    extensions={"sni_hostname": origin.host},
+                return self._connections.ask(
+                    method, target, headers, content, origin=origin, address=address, proxy=proxy
                 )
-                return client.send(request, stream=True)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                if index == len(addresses) - 1:
-                    raise _unreachable(origin, error) from error
-            except httpx2.HTTPError as error:
-                raise _unreachable(origin, error) from error
-            except httpx2.InvalidURL as error:
-                raise SourceDenied("not a web address") from error
-        raise SourceUnavailable(f"{origin.host} has no address", host=origin.host)
-
-    def _client(self, origin: Origin, proxy: str) -> httpx2.Client:
-        """One pool per origin: on a shared pool a connection proven for one name could serve another."""
-        key = (origin, proxy)
-        with self._lock:
-            if key not in self._clients:
-                import httpx2
-
-                self._clients[key] = httpx2.Client(
-                    verify=httpx2.create_ssl_context(),
-                    trust_env=False,
-                    proxy=proxy or None,
-                    follow_redirects=False,
-                    timeout=httpx2.Timeout(self.limits.read_s, connect=self.limits.connect_s),
-                )
-            return self._clients[key]
+            except ConnectError as none:
+                error = none
+            except FAILURES as failed:
+                raise _unreachable(origin, failed) from failed
+        raise _unreachable(origin, error) from error
 
     def _proxy(self, origin: Origin) -> str:
         values = {
@@ -297,57 +256,11 @@ class HttpClient:
             raise SourceUnavailable("the proxy in the environment is not an http or https proxy; others are not used")
         return found
 
-    def _body(self, reply: httpx2.Response, url: str, start: int) -> Body:
-        headers = {name.lower(): value for name, value in reply.headers.items()}
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise SourceUnavailable(f"{_shown(url)} sent a compressed body although it was asked not to")
-        kind = headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
-            raise SourceUnavailable(
-                f"{_shown(url)} answered with a web page ({kind[:60]}) in place of the file",
-                hint="a login page of the network (captive portal) or a proxy may stand in between: open a browser",
-                content_type=kind[:60],
-            )
-        length = _number(headers.get("content-length", ""))
-        if reply.status_code == 206:
-            begin, total = _content_range(headers.get("content-range", ""), start, url)
-        else:
-            begin, total = 0, length
-        etag = headers.get("etag", "")
-        validator = headers.get("last-modified", "") if not etag or etag.startswith("W/") else etag
-        return Body(url, headers, begin, total, validator, self._chunks(reply, url, length))
 
-    def _chunks(self, reply: httpx2.Response, url: str, length: int | None) -> Iterator[bytes]:
-        import httpx2
-
-        # unbuffered, or a trickle would hide in the buffer
-        received, window_bytes, window_since = 0, 0, self.monotonic_s()
-        try:
-            for chunk in reply.iter_raw():
-                received += len(chunk)
-                window_bytes += len(chunk)
-                if length is not None and received > length:
-                    raise SourceUnavailable(f"{_shown(url)} sent more than the {length} bytes it announced")
-                yield chunk
-                now = self.monotonic_s()
-                if now - window_since > self.limits.stall_s:
-                    if window_bytes < self.limits.stall_bytes:
-                        raise SourceUnavailable(f"{_shown(url)} sends too slowly: {window_bytes} bytes in a minute")
-                    window_bytes, window_since = 0, now
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
-            raise SourceUnavailable(
-                f"the connection to {_shown(url)} ended after {received} bytes",
-                hint="the same command continues where it stopped",
-                received_bytes=received,
-            ) from error
-        if length is not None and received < length:
-            raise SourceUnavailable(f"{_shown(url)} sent {received} of {length} bytes", received_bytes=received)
-
-
-def _shown(url: str) -> str:
-    """Host and path; a query may hold a signature."""
-    path = url.partition("://")[2].partition("/")[2].partition("?")[0].partition("#")[0]
-    return f"{origin_of(url).host}/{path}"[:160]
+def _target(url: str) -> str:
+    """What stands in the request: path and query."""
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _bypasses(host: str, no_proxy: str) -> bool:
@@ -361,23 +274,9 @@ def _worth_retrying(error: HomelabError) -> bool:
     return "redirects" not in error.facts and (status is None or status in _RETRIED)
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-def _content_range(text: str, start: int, url: str) -> tuple[int, int | None]:
-    """``bytes 10-19/100`` → (10, 100); another place than asked for is an error."""
-    unit, _, rest = text.partition(" ")
-    span, _, total = rest.partition("/")
-    begin = _number(span.partition("-")[0])
-    if unit != "bytes" or begin != start:
-        raise SourceUnavailable(f"{_shown(url)} answered with another part than the one asked for")
-    return begin, _number(total)
-
-
 def retry_after_s(value: str) -> float | None:
     """What a Retry-After header asks for, in seconds from now; None when it says nothing that can be read."""
-    if (seconds := _number(value)) is not None:
+    if (seconds := number(value)) is not None:
         return float(seconds)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
@@ -385,10 +284,10 @@ def retry_after_s(value: str) -> float | None:
         return None
 
 
-def _refusal(reply: httpx2.Response, url: str) -> HomelabError:
-    status, where = reply.status_code, _shown(url)
-    reason = reply.headers.get("x-error-message", "")[:200]
-    code = reply.headers.get("x-error-code", "")[:60] or None
+def _refusal(answer: Answer, url: str) -> HomelabError:
+    status, where = answer.status, shown(url)
+    reason = answer.headers.get("x-error-message", "")[:200]
+    code = answer.headers.get("x-error-code", "")[:60] or None
     said = f" ({reason})" if reason.isprintable() and reason else ""
     if status in {401, 403}:
         return SourceDenied(
@@ -405,11 +304,12 @@ def _refusal(reply: httpx2.Response, url: str) -> HomelabError:
         f"{where} answered {status}{said}",
         hint="try again later" if status in _RETRIED else "",
         status=status,
-        retry_after_s=retry_after_s(reply.headers.get("retry-after", "")),
+        retry_after_s=retry_after_s(answer.headers.get("retry-after", "")),
     )
 
 
 def _unreachable(origin: Origin, error: Exception) -> SourceUnavailable:
+    error = error.args[0] if isinstance(error, ConnectError) else error
     text = str(error)
     what = "does not prove its identity (TLS)" if "CERTIFICATE" in text.upper() else "cannot be reached"
     return SourceUnavailable(

@@ -7,9 +7,12 @@ serves the folders ``FOLDER/org/name``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -36,10 +39,15 @@ class Faults:
 
     ``drop_after_bytes``: close the connection in the middle of a file. ``status`` answers files with it.
     ``changed_etag``: every reply has another validator. ``wrong_length``: announce so many bytes more than come.
+    ``hold_after_bytes``: then send nothing more and keep the connection open. ``wrong_part``: begin so many bytes
+    beside what was asked for. ``wrong_bytes``: the last byte is another one.
     """
 
     times: int = -1
     drop_after_bytes: int | None = None
+    hold_after_bytes: int | None = None
+    wrong_part: int = 0
+    wrong_bytes: bool = False
     ignore_range: bool = False
     changed_etag: bool = False
     status: int = 0
@@ -59,6 +67,7 @@ class Request:
     range: str
     authorization: str
     host: str
+    port: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +78,8 @@ class FakeHub:
         token: when set, everything of a repository needs it.
         redirect: send large files from another origin (``localhost`` in place of ``127.0.0.1``).
         page_entries: entries in one page of a file list.
+        tls: serve https with it.
+        on_file: called with every request for a file, before it is answered; an answer replaces ``faults`` for it.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -76,9 +87,13 @@ class FakeHub:
     token: str = ""
     redirect: bool = False
     page_entries: int = 1000
+    tls: ssl.SSLContext | None = None
     faults: Faults = field(default_factory=lambda: Faults(times=0))
     requests: list[Request] = field(default_factory=list)
     file_bytes_sent: int = 0
+    on_file: Callable[[Request], Faults | None] | None = None
+    ending: threading.Event = field(default_factory=threading.Event, repr=False)
+    sockets: set[socket.socket] = field(default_factory=set, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _server: ThreadingHTTPServer | None = field(default=None, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
@@ -86,6 +101,8 @@ class FakeHub:
     def __enter__(self) -> FakeHub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
+        if self.tls is not None:
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -93,6 +110,7 @@ class FakeHub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ending.set()
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -108,7 +126,7 @@ class FakeHub:
     @property
     def url(self) -> str:
         """Its base URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def commit(self, repo: str) -> str:
         """The commit of a repository: 40 hex digits that change with its content."""
@@ -116,6 +134,13 @@ class FakeHub:
         for path, content in sorted(self.repos[repo].items()):
             digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()
+
+    def hang_up(self) -> None:
+        """End every connection there is."""
+        with self.lock:
+            for sock in self.sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def take_fault(self) -> Faults:
         """The faults for one file request, counted down."""
@@ -137,7 +162,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is no news; anything else is shown."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -146,6 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
 
+    def setup(self) -> None:
+        super().setup()
+        with self.hub.lock:
+            self.hub.sockets.add(self.connection)
+
+    def finish(self) -> None:
+        with self.hub.lock:
+            self.hub.sockets.discard(self.connection)
+        super().finish()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
@@ -153,7 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, urlsplit(self.path).path
         headers = self.headers
         request = Request(
-            self.path, headers.get("range", ""), headers.get("authorization", ""), headers.get("host", "")
+            self.path,
+            headers.get("range", ""),
+            headers.get("authorization", ""),
+            headers.get("host", ""),
+            self.client_address[1],
         )
         with hub.lock:
             hub.requests.append(request)
@@ -164,7 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := _TREE.fullmatch(path):
             self._api(found["repo"], found["revision"], self._tree)
         elif found := _FILE.fullmatch(path):
-            self._file(found["repo"], unquote(found["path"]), bool(found["kind"]))
+            fault = hub.on_file(request) if hub.on_file else None
+            self._file(found["repo"], unquote(found["path"]), bool(found["kind"]), fault)
         else:
             self._error(404, "RepoNotFound")
 
@@ -209,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         page = entries[first : first + self.hub.page_entries]
         self._reply(200, headers, json.dumps(page).encode())
 
-    def _file(self, repo: str, path: str, from_cdn: bool) -> None:
+    def _file(self, repo: str, path: str, from_cdn: bool, fault: Faults | None) -> None:
         content = self.hub.repos.get(repo, {}).get(path)
         if content is None:
             self._error(404, "EntryNotFound")
@@ -219,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
             location = f"http://localhost:{self.hub.port}/cdn{urlsplit(self.path).path}?signature=secret"
             self._reply(302, {"location": location}, b"")
         else:
-            self._content(path, content, self.hub.take_fault())
+            self._content(path, content, fault or self.hub.take_fault())
 
     def _content(self, path: str, content: bytes, fault: Faults) -> None:
         if fault.status:
@@ -245,13 +285,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.compressed:
             self.send_header("content-encoding", "gzip")
         if wanted and not fault.ignore_range:
-            self.send_header("content-range", f"bytes {begin}-{stop - 1}/{len(content)}")
+            self.send_header("content-range", f"bytes {begin + fault.wrong_part}-{stop - 1}/{len(content)}")
         self.end_headers()
         self._send(content[begin:stop], fault)
 
     def _send(self, content: bytes, fault: Faults) -> None:
-        if fault.drop_after_bytes is not None:
-            content = content[: fault.drop_after_bytes]
+        if fault.wrong_bytes:
+            content = content[:-1] + bytes([content[-1] ^ 255])
+        if (limit := fault.drop_after_bytes if fault.hold_after_bytes is None else fault.hold_after_bytes) is not None:
+            content = content[:limit]
         try:
             for at in range(0, len(content), _BLOCK_BYTES):
                 block = content[at : at + _BLOCK_BYTES]
@@ -259,7 +301,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.count(len(block))
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        if fault.drop_after_bytes is not None or fault.wrong_length:
+        if fault.hold_after_bytes is not None:
+            self.hub.ending.wait(self.timeout)
+        if limit is not None or fault.wrong_length:
             self.close_connection = True
 
     def _allowed(self) -> bool:

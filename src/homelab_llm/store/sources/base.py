@@ -11,6 +11,7 @@ from typing import Protocol
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import DigestMismatch
 from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, Provenance
+from homelab_llm.core.http import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,20 @@ class RemoteModel:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An open file. ``start`` is the offset of the first byte that comes; it is 0 or the one asked for."""
+    """An open file. ``start`` is the offset of the first byte that comes; it is 0 or the one asked for.
+
+    ``ranged``: just the part that was asked for comes, so other parts can be asked for at the same time.
+    """
 
     start: int
     validator: str
     chunks: Iterator[bytes]
+    ranged: bool = False
+
+    @classmethod
+    def of(cls, body: Body) -> Opened:
+        """What an HTTP server sends."""
+        return cls(body.start, body.validator, body.chunks, body.ranged)
 
 
 class Source(Protocol):

@@ -45,7 +45,7 @@ class HttpsSource:
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``."""
         with self._client.stream(file.address, start=start, stop=stop) as body:
-            yield Opened(body.start, body.validator, body.chunks)
+            yield Opened.of(body)
 
     def close(self) -> None:
         self._client.close()

@@ -67,7 +67,7 @@ class HuggingFaceSource:
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``; continues with a range where the hub allows it."""
         with self._client.stream(file.address, start=start, stop=stop, authorization=self._authorization) as body:
-            yield Opened(body.start, body.validator, body.chunks)
+            yield Opened.of(body)
 
     def close(self) -> None:
         self._client.close()
