@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
+from homelab_llm.testing.hub_pushes import HubPushes
+
 Page = tuple[int, Mapping[str, str], bytes]
 
 _BLOCK_BYTES = 1 << 14
@@ -95,8 +97,12 @@ class FakeHub:
     ending: threading.Event = field(default_factory=threading.Event, repr=False)
     sockets: set[socket.socket] = field(default_factory=set, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    pushes: HubPushes = field(init=False)
     _server: ThreadingHTTPServer | None = field(default=None, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.pushes = HubPushes(self.repos)
 
     def __enter__(self) -> FakeHub:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -207,6 +213,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(found["repo"], unquote(found["path"]), bool(found["kind"]), fault)
         else:
             self._error(404, "RepoNotFound")
+
+    def do_POST(self) -> None:
+        self._push("POST")
+
+    def do_PUT(self) -> None:
+        self._push("PUT")
+
+    def _push(self, method: str) -> None:
+        """What the hub's own client sends when it pushes; uploads go without the token, as to a content network."""
+        hub, path = self.hub, urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if not path.startswith("/lfs/") and not self._allowed():
+            self._error(401, "GatedRepo")
+            return
+        with hub.lock:
+            found = hub.pushes.answer(method, hub.url, path, body)
+        self._reply(*(found or (404, {}, b"")))
 
     def do_HEAD(self) -> None:
         """What the hub's own client asks before each file."""
