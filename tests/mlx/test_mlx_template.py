@@ -1,4 +1,4 @@
-"""Chat templates: rendered as their authors expect, and kept within bounds when they are hostile."""
+"""Prompts of the MLX worker: where a folder keeps its template, and what becomes of a request."""
 
 from __future__ import annotations
 
@@ -10,64 +10,11 @@ import pytest
 from homelab_llm.core.errors import BadModelFile, ContextOverflow, InvalidInput, UnsupportedRequest
 from homelab_llm.inference.workers.mlx.prompt import Prompter
 from homelab_llm.inference.workers.mlx.request import Ask, parse_chat, parse_completion
-from homelab_llm.inference.workers.mlx.template import ChatTemplate, read_template
-
-HELLO = [{"role": "user", "content": "hello"}]
+from homelab_llm.inference.workers.mlx.template import read_template
 
 
 def chat(text: str, **fields: object) -> Ask:
     return parse_chat({"messages": [{"role": "user", "content": text}], **fields})
-
-
-def test_a_template_gets_the_messages_the_tokens_and_the_callers_values() -> None:
-    template = ChatTemplate(
-        "{{ bos_token }}\n  {% for m in messages %}\n{{ m.role }}={{ m['content'] }}\n  {% endfor %}\n{{ mood }}"
-    )
-    assert template.render(HELLO, {"bos_token": "<s>", "mood": "calm"}) == "<s>\nuser=hello\ncalm"
-
-
-def test_what_transformers_gives_templates_is_there() -> None:
-    template = ChatTemplate(
-        "{%- for m in messages %}{%- if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor -%}"
-        "{% generation %}{{ 'é' | tojson }}{% endgeneration %}{{ strftime_now('%Y') | length }}"
-    )
-    assert template.render(HELLO * 2, {}) == json.dumps(HELLO[0]) + '"é"4'
-
-
-def test_a_template_may_refuse_a_conversation() -> None:
-    template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InvalidInput, match="roles must alternate"):
-        template.render(HELLO, {})
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for m in messages * 60000 %}{% for n in messages * 60000 %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 'a' * 10000000000 }}",
-        "{{ [1] * 10000000000 }}",
-        "{{ ((9 ** 99) ** 99) ** 99 }}",
-        "{% for a in range(99999) %}{{ 'abcdefgh' * 8000 }}{% endfor %}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].content.nothing.at.all }}",
-        "{{ 1 / 0 }}",
-        "{{ range(10000000) | list }}",
-    ],
-)
-def test_a_hostile_or_broken_template_costs_one_request_and_little_time(source: str) -> None:
-    template = ChatTemplate(source, limit_s=0.2)
-    with pytest.raises(InvalidInput):
-        template.render(HELLO, {})
-
-
-@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "{% include 'x' %}{% if %}", "x" * (1 << 21)])
-def test_a_template_that_is_none_is_a_bad_file(source: str) -> None:
-    with pytest.raises(BadModelFile):
-        ChatTemplate(source)
 
 
 def test_the_template_is_found_where_folders_keep_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homelab_llm.inference.workers.mlx.template import ChatTemplate
+from homelab_llm.core.chat_template import ChatTemplate
 from homelab_llm.store.templates import translate
 
 HERE = Path(__file__).parent / "ollama"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from homelab_llm.core.chat_template import ChatTemplate
 from homelab_llm.core.errors import BadModelFile, ContextOverflow, InvalidInput, UnsupportedRequest
 from homelab_llm.inference.workers.mlx.request import Ask
-from homelab_llm.inference.workers.mlx.template import ChatTemplate, read_object, read_template
+from homelab_llm.inference.workers.mlx.template import read_object, read_template
 
 _RESERVED = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"})
 
@@ -20,7 +21,8 @@ class Prompter:
         template: a file with a template in place of the folder's own.
 
     Raises:
-        BadModelFile: the folder has no tokenizer.json, or it or the template cannot be used.
+        BadModelFile: the folder has no tokenizer.json, or it cannot be used.
+        InvalidTemplate: the template cannot.
     """
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
