@@ -160,7 +160,8 @@ def _library(endpoint: str, token: str) -> tuple[Any, Any]:
             "pushing to the hub needs its client library", hint="pip install 'homelab-llm[hub]'"
         ) from error
     disable_progress_bars()
-    set_verbosity_error()  # it warns that open files go by LFS: they do so that their progress is seen
+    # It warns that open files go by LFS: they do so that their progress is seen.
+    set_verbosity_error()  # type: ignore[no-untyped-call]
     return HfApi(endpoint=endpoint, token=token, library_name="homelab-llm"), CommitOperationAdd
 
 
