@@ -80,6 +80,7 @@ class FakeHub:
         token: when set, everything of a repository needs it.
         redirect: send large files from another origin (``localhost`` in place of ``127.0.0.1``).
         page_entries: entries in one page of a file list.
+        xet: path of a file → its hash in a Xet storage; ``pages`` has the route that says where that is.
         tls: serve https with it.
         on_file: called with every request for a file, before it is answered; an answer replaces ``faults`` for it.
     """
@@ -89,6 +90,7 @@ class FakeHub:
     token: str = ""
     redirect: bool = False
     page_entries: int = 1000
+    xet: dict[str, str] = field(default_factory=dict)
     tls: ssl.SSLContext | None = None
     faults: Faults = field(default_factory=lambda: Faults(times=0))
     requests: list[Request] = field(default_factory=list)
@@ -264,7 +266,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, repo: str) -> None:
         first = int(urlsplit(self.path).query.partition("cursor=")[2] or 0)
-        entries = [_entry(path, content) for path, content in sorted(self.hub.repos[repo].items())]
+        entries = [
+            _entry(path, content) | ({"xetHash": self.hub.xet[path]} if path in self.hub.xet else {})
+            for path, content in sorted(self.hub.repos[repo].items())
+        ]
         headers = {"content-type": "application/json"}
         if first + self.hub.page_entries < len(entries):
             base = urlsplit(self.path).path

@@ -2,7 +2,8 @@
 
 Only its public HTTP API is used, through our own client: the hub's client library neither continues a file after
 a kill nor checks its SHA-256. The revision is pinned to a commit before anything is fetched; large files carry a
-SHA-256, small ones a git blob id, and both are checked.
+SHA-256, small ones a git blob id, and both are checked. Large files come out of the Xet storage where its library is
+installed (``xet.py``), else over plain HTTPS.
 Source: huggingface_hub 1.28 (``hf_api.py``, ``file_download.py``).
 """
 
@@ -17,29 +18,50 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import SourceUnavailable
+from homelab_llm.core.errors import HomelabError, SourceDenied, SourceUnavailable
 from homelab_llm.core.http import HttpClient
 from homelab_llm.core.names import repository_of
-from homelab_llm.core.urls import origin_of
+from homelab_llm.core.urls import Origin, origin_of
 from homelab_llm.store.choice import ANYTHING, Wanted, choose_files, stored_name
 from homelab_llm.store.file_names import check_file_names
 from homelab_llm.store.references import parse_hub
 from homelab_llm.store.sources.base import Opened, RemoteFile, RemoteModel
+from homelab_llm.store.sources.xet import LEAST_BYTES, XetFile, XetStreams
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NEXT = re.compile(r'<([^>]{1,2000})>;\s*rel="next"')
 _API_BYTES = 16 << 20
 _MAX_PAGES = 40
+_XET_HASH = re.compile(r"[0-9a-f]{64}")
+_XET_CHANCES = 2  # a token may have run out once
 
 
 class HuggingFaceSource:
-    """The hub at ``endpoint``; ``token`` goes to that origin only. ``wanted`` brings the patterns of a pull."""
+    """The hub at ``endpoint``; ``token`` goes to that origin only. ``wanted`` brings the patterns of a pull.
+
+    Args:
+        xet_schemes: of the addresses at which its Xet storage is asked; none = it is not used.
+        xet_least_bytes: smaller files come over plain HTTPS.
+    """
 
     parallel = True
 
-    def __init__(self, client: HttpClient, endpoint: str, token: str = "", wanted: Wanted = ANYTHING) -> None:
+    def __init__(
+        self,
+        client: HttpClient,
+        endpoint: str,
+        token: str = "",
+        wanted: Wanted = ANYTHING,
+        *,
+        xet_schemes: tuple[str, ...] = (),
+        xet_least_bytes: int = LEAST_BYTES,
+    ) -> None:
         self._client, self._endpoint, self._wanted = client, endpoint.rstrip("/"), wanted
         self._authorization = f"Bearer {token}" if token else ""
+        self._xet_streams = XetStreams(self, xet_schemes)
+        self._xet_least_bytes = xet_least_bytes
+        self._xet_files: dict[str, XetFile] = {}
+        self._xet_chances = _XET_CHANCES if xet_schemes else 0
 
     def resolve(self, reference: str) -> RemoteModel:
         """See ``Source``; two or more requests."""
@@ -66,11 +88,40 @@ class HuggingFaceSource:
     @contextmanager
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``; continues with a range where the hub allows it."""
+        xet = self._xet_files.get(file.address)
+        if xet is not None and self._xet_chances > 0:
+            yield Opened(start, "", self._from_xet(xet, start, stop), ranged=True)
+            return
         with self._client.stream(file.address, start=start, stop=stop, authorization=self._authorization) as body:
             yield Opened.of(body)
 
     def close(self) -> None:
         self._client.close()
+
+    def read_token(self, repo: str, commit: str) -> Any:
+        """See ``xet.Asking``."""
+        return self._api(f"{self._endpoint}/api/models/{repo}/xet-read-token/{commit}")[0]
+
+    def admits(self, origin: Origin) -> bool:
+        """See ``xet.Asking``."""
+        try:
+            return bool(self._client.policy.addresses(origin, self._client.resolve))
+        except (SourceDenied, SourceUnavailable):
+            return False
+
+    def _from_xet(self, file: XetFile, start: int, stop: int | None) -> Iterator[bytes]:
+        """A part out of the Xet storage; after some failures nothing more is asked of it."""
+        left = (file.size_bytes if stop is None else min(stop, file.size_bytes)) - start
+        try:
+            for chunk in self._xet_streams.chunks(file, start, stop):
+                left -= len(chunk)
+                yield chunk
+            if left > 0:
+                raise SourceUnavailable(f"the hub's Xet storage ended {left} bytes early")
+        except HomelabError as error:
+            self._xet_chances -= 1
+            self._xet_streams.forget(file)
+            raise SourceUnavailable(error.message, hint=error.hint) from error
 
     def _api(self, url: str) -> tuple[Any, Mapping[str, str]]:
         return self._client.get_json(url, limit_bytes=_API_BYTES, authorization=self._authorization)
@@ -97,10 +148,14 @@ class HuggingFaceSource:
         if not isinstance(path, str) or type(size) is not int or size < 0:
             raise SourceUnavailable(f"the hub lists a file of hf:{repo} without name or size")
         digest = Digest.parse(f"sha256:{lfs.get('oid')}") if isinstance(lfs, dict) else None
+        address = f"{self._endpoint}/{repo}/resolve/{commit}/{quote(path)}"
+        xet_hash = entry.get("xetHash")
+        if isinstance(xet_hash, str) and _XET_HASH.fullmatch(xet_hash) and size >= self._xet_least_bytes:
+            self._xet_files[address] = XetFile(repo, commit, xet_hash, size)
         git_sha1 = oid if digest is None and isinstance(oid, str) and _COMMIT.fullmatch(oid) else ""
         return RemoteFile(
             path=path,
-            address=f"{self._endpoint}/{repo}/resolve/{commit}/{quote(path)}",
+            address=address,
             size_bytes=size,
             digest=digest,
             git_sha1=git_sha1,

@@ -27,6 +27,7 @@ from homelab_llm.store.sources.https import HttpsSource
 from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
 from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
+from homelab_llm.store.sources.xet import xet_available
 
 if TYPE_CHECKING:
     from homelab_llm.core.settings import StoreSettings
@@ -132,4 +133,5 @@ def _hub(client: HttpClient, settings: PullSettings, wanted: Wanted) -> Source:
         raise SourceUnavailable("HF_HUB_OFFLINE is set, so the hub is not asked", hint="unset HF_HUB_OFFLINE")
     if settings.hub != DEFAULT_HUB:  # a hub the operator named may be in his own network
         client.policy = client.policy.with_trusted([origin_of(settings.hub)])
-    return HuggingFaceSource(client, settings.hub, hub_token(settings.environ), wanted)
+    schemes = ("https",) if xet_available(settings.environ) else ()
+    return HuggingFaceSource(client, settings.hub, hub_token(settings.environ), wanted, xet_schemes=schemes)
