@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import base64
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.http import HttpLimits
+from homelab_llm.core.names import ModelRef
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.oci.client import RegistryClient, open_registry
+from homelab_llm.store.oci.sending import CHUNK_BYTES
 from homelab_llm.store.sources.table import PullSettings
-from homelab_llm.testing.registries import Registry
+from homelab_llm.testing.registries import PASSWORD, USER, Registry
 
 Settings = Callable[..., PullSettings]
 Client = Callable[..., RegistryClient]
+
+FACTS = ModelFacts(format="gguf", architecture="fake", size_bytes=7, licence="apache-2.0", capabilities=("chat",))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +45,19 @@ def registry() -> Iterator[Registry]:
 def environ(tmp_path: Path) -> dict[str, str]:
     """The environment of somebody without any credentials."""
     return {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+
+
+@pytest.fixture
+def log_in(environ: dict[str, str]) -> Callable[..., None]:
+    """Leaves credentials for a registry as ``docker login`` does."""
+
+    def write(host: str, **entry: str) -> None:
+        auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        path = Path(environ["HOME"]) / ".docker" / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"auths": {host: entry or {"auth": auth}}}))
+
+    return write
 
 
 @pytest.fixture
@@ -80,3 +102,24 @@ def disk() -> Iterator[Path]:
 @pytest.fixture
 def store(disk: Path) -> ModelStore:
     return ModelStore(disk / "store")
+
+
+@pytest.fixture
+def add() -> Callable[..., StoredModel]:
+    """Adds a model of files given as bytes."""
+
+    def make(store: ModelStore, name: str, files: Mapping[str, bytes], *, pulled_from: str = "") -> StoredModel:
+        digests = {}
+        for file, content in files.items():
+            with store.blobs.open_writer(f"test:{Digest.of(content)}", expected=Digest.of(content)) as writer:
+                writer.write(content[writer.offset :])
+                digests[file] = writer.commit()
+        return store.add(ModelRef.parse(name), digests, FACTS, source=f"test:{name}", pulled_from=pulled_from)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def large() -> bytes:
+    """More than three chunks of content that does not repeat."""
+    return random.Random(4).randbytes(3 * CHUNK_BYTES + 1_000_003)  # noqa: S311

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,15 +20,8 @@ from homelab_llm.testing.registries import PASSWORD, USER, Registry
 from homelab_llm.testing.registry_front import FaultyRegistry, Front, RegistryFaults, TokenAuth
 
 Client = Callable[..., RegistryClient]
+LogIn = Callable[..., None]
 SECRETS = (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode(), TokenAuth.IDENTITY)
-
-
-def log_in(environ: dict[str, str], host: str, **entry: str) -> None:
-    """As ``docker login`` leaves it."""
-    auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    path = Path(environ["HOME"]) / ".docker" / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"auths": {host: entry or {"auth": auth}}}))
 
 
 def put(client: RegistryClient, repository: str, content: bytes) -> Digest:
@@ -45,16 +36,16 @@ def guarded(shared_registry: Registry) -> Iterator[TokenAuth]:
         yield front
 
 
-def test_a_token_is_got_once_for_each_scope(guarded: TokenAuth, client: Client, environ: dict[str, str]) -> None:
-    log_in(environ, guarded.host)
+def test_a_token_is_got_once_for_each_scope(guarded: TokenAuth, client: Client, log_in: LogIn) -> None:
+    log_in(guarded.host)
     opened = client(guarded.host)
     digest = put(opened, "tokens/once", b"content")
     assert opened.blob_bytes("tokens/once", digest) == b"content"
     assert len([seen for seen in guarded.seen if seen.path.startswith("/token")]) == 1
 
 
-def test_a_token_that_ran_out_is_renewed(guarded: TokenAuth, client: Client, environ: dict[str, str]) -> None:
-    log_in(environ, guarded.host)
+def test_a_token_that_ran_out_is_renewed(guarded: TokenAuth, client: Client, log_in: LogIn) -> None:
+    log_in(guarded.host)
     opened = client(guarded.host)
     digest = put(opened, "tokens/renewed", b"content")
     guarded.forget()
@@ -64,10 +55,8 @@ def test_a_token_that_ran_out_is_renewed(guarded: TokenAuth, client: Client, env
     assert opened.has_blob("tokens/renewed", digest)
 
 
-def test_an_identity_token_is_posted_and_never_in_an_address(
-    guarded: TokenAuth, client: Client, environ: dict[str, str]
-) -> None:
-    log_in(environ, guarded.host, identitytoken=TokenAuth.IDENTITY)
+def test_an_identity_token_is_posted_and_never_in_an_address(guarded: TokenAuth, client: Client, log_in: LogIn) -> None:
+    log_in(guarded.host, identitytoken=TokenAuth.IDENTITY)
     put(client(guarded.host), "tokens/identity", b"content")
     (asked,) = [seen for seen in guarded.seen if seen.path.startswith("/token")]
     assert (asked.method, asked.path) == ("POST", "/token")
@@ -84,11 +73,11 @@ def test_without_an_account_one_may_read_what_anybody_may(
     assert refused.value.facts["source_code"] == "UNAUTHORIZED"
 
 
-def test_a_password_is_shown_where_a_registry_asks_for_one(client: Client, environ: dict[str, str]) -> None:
+def test_a_password_is_shown_where_a_registry_asks_for_one(client: Client, log_in: LogIn) -> None:
     with Registry(password=True) as registry:
         with pytest.raises(SourceDenied):
             client(registry.host).check()
-        log_in(environ, registry.host)
+        log_in(registry.host)
         client(registry.host).check()
         digest = put(client(registry.host), "tokens/basic", b"content")
         assert client(registry.host).has_blob("tokens/basic", digest)
@@ -97,10 +86,10 @@ def test_a_password_is_shown_where_a_registry_asks_for_one(client: Client, envir
 @pytest.mark.requirement("R-M1")
 @pytest.mark.parametrize("entry", [{}, {"identitytoken": TokenAuth.IDENTITY}])
 def test_a_realm_of_another_origin_gets_nothing(
-    shared_registry: Registry, client: Client, environ: dict[str, str], entry: dict[str, str]
+    shared_registry: Registry, client: Client, log_in: LogIn, entry: dict[str, str]
 ) -> None:
     with Front(shared_registry) as thief, TokenAuth(shared_registry, realm=f"{thief.url}/token") as rogue:
-        log_in(environ, rogue.host, **entry)
+        log_in(rogue.host, **entry)
         with pytest.raises(SourceDenied) as refused:
             client(rogue.host).has_blob("tokens/rogue", Digest.of(b"content"))
         assert str(refused.value.facts["realm"]) == thief.url
@@ -108,18 +97,16 @@ def test_a_realm_of_another_origin_gets_nothing(
         assert not any(secret in str(refused.value.as_dict()) for secret in SECRETS)
 
 
-def test_a_realm_that_the_operator_listed_gets_them(
-    shared_registry: Registry, client: Client, environ: dict[str, str]
-) -> None:
+def test_a_realm_that_the_operator_listed_gets_them(shared_registry: Registry, client: Client, log_in: LogIn) -> None:
     with TokenAuth(shared_registry) as tokens, TokenAuth(shared_registry, realm=f"{tokens.url}/token") as front:
         front.grants = tokens.grants
-        log_in(environ, front.host)
+        log_in(front.host)
         opened = client(front.host, registries=(f"http://{tokens.host}",))
         assert opened.has_blob("tokens/listed", put(opened, "tokens/listed", b"content"))
 
 
 def test_credentials_stay_behind_when_a_blob_comes_from_elsewhere(
-    shared_registry: Registry, client: Client, environ: dict[str, str]
+    shared_registry: Registry, client: Client, log_in: LogIn
 ) -> None:
     digest = put(client(shared_registry.host), "tokens/redirected", b"content")
     with FaultyRegistry(shared_registry) as front:

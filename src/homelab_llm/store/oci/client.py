@@ -96,6 +96,11 @@ class RegistryClient:
                 self._own = self._find()
             return self._own
 
+    @property
+    def credentials(self) -> Credentials | None:
+        """Those that were asked for so far; None while the registry wanted none."""
+        return self._tokens.credentials
+
     def check(self, scope: str = "") -> None:
         """See that the registry speaks this protocol and takes our credentials.
 

@@ -28,7 +28,7 @@ def refusal(reply: Reply, host: str, what: str) -> HomelabError:
         )
     if status in {404, 410}:
         return SourceNotFound(f"{host} does not have {what}{said}", status=status, source_code=source_code)
-    if status in RETRIED or status >= 500:
+    if status in RETRIED or (status >= 500 and status != 501):
         return SourceUnavailable(
             f"{host} answered {status} to {what}{said}",
             hint="try again later",

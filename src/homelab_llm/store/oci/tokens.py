@@ -61,6 +61,11 @@ class Tokens:
         self._shown: dict[str, _Shown] = {}
         self._lock = threading.Lock()
 
+    @property
+    def credentials(self) -> Credentials | None:
+        """Those that the registry wanted to see; None while it wanted none."""
+        return self._credentials
+
     def header(self, scope: str) -> str:
         """The Authorization header for ``scope``; empty while nothing is known to be needed, or it has run out."""
         with self._lock:

@@ -31,13 +31,21 @@ class Upload:
 
 
 def start(client: RegistryClient, repository: str) -> Upload:
-    """Begin an upload."""
+    """Begin an upload.
+
+    Raises:
+        SourceDenied: also when the registry has no place of that name. SourceUnavailable.
+    """
     reply = client.exchange(
         "POST",
         client.url(repository, "blobs/uploads/"),
         headers={"content-length": "0"},
         scope=client.scope(repository),
     )
+    if reply.status == 404:
+        raise SourceDenied(
+            f"{client.host.name} has no place for {repository}", hint="make the project there first", status=404
+        )
     if reply.status != 202:
         raise refusal(reply, client.host.name, f"an upload to {repository}")
     return _going_on(client, reply, repository, client.url(repository, "blobs/uploads/"), 0)
