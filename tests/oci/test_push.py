@@ -104,11 +104,10 @@ def test_a_tag_that_is_there_is_moved_and_it_is_said(
     assert client(shared_registry.host).manifest_digest("push/moved", "latest") == now.digest
 
 
-def test_skopeo_and_oras_take_what_was_pushed(
+@pytest.mark.requirement("R-M7")
+def test_skopeo_takes_what_was_pushed(
     shared_registry: Registry, store: ModelStore, add: Add, settings: Settings, tmp_path: Path
 ) -> None:
-    import oras.provider
-
     model = add(store, "judged:1", FILES)
     push(store, "judged:1", f"oci://{shared_registry.host}/push/judged:1", settings=settings())
     reference = f"docker://{shared_registry.host}/push/judged:1"
@@ -124,12 +123,19 @@ def test_skopeo_and_oras_take_what_was_pushed(
     )
     for digest, content in contents(store, model).items():
         assert (copy / "blobs" / "sha256" / digest.hex).read_bytes() == content
-    registry = oras.provider.Registry(insecure=True)
-    container = registry.get_container(f"{shared_registry.host}/push/judged:1")
-    manifest = registry.get_manifest(container)
-    assert manifest == json.loads(store.blobs.path(model.digest).read_bytes())
+
+
+@pytest.mark.requirement("R-M7")
+def test_oras_takes_what_was_pushed(shared_registry: Registry, store: ModelStore, add: Add, settings: Settings) -> None:
+    from oras.provider import Registry as Oras
+
+    model = add(store, "pulled:1", FILES)
+    push(store, "pulled:1", f"oci://{shared_registry.host}/push/pulled:1", settings=settings())
+    oras = Oras(insecure=True)
+    container = oras.get_container(f"{shared_registry.host}/push/pulled:1")
+    assert oras.get_manifest(container) == json.loads(store.blobs.path(model.digest).read_bytes())
     for digest, content in contents(store, model).items():
-        assert registry.get_blob(container, str(digest)).content == content
+        assert oras.get_blob(container, str(digest)).content == content
 
 
 def test_a_registry_with_tokens_takes_a_push_that_outlives_them(

@@ -19,6 +19,7 @@ from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.index import Index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, read_small, remove_folder
 from homelab_llm.store.manifests import references
+from homelab_llm.store.oci.upload_records import sweep_uploads
 from homelab_llm.store.partials import Partial, finished_digest, partial_key
 from homelab_llm.store.pins import pinned
 from homelab_llm.store.views import drop_view
@@ -117,6 +118,7 @@ def free_partials(layout: Layout, keep_s: float, now_unix_s: float) -> PruneRepo
             partial.discard()
         partial.sweep()
         partial.let_go(held)
+    sweep_uploads(layout, keep_s, now_unix_s)
     return freed
 
 

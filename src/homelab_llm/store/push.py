@@ -10,7 +10,7 @@ from homelab_llm.core.errors import InvalidInput, ModelDamaged, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store.progress import JobProgress, Progress
-from homelab_llm.store.references import OciReference, parse
+from homelab_llm.store.references import HubReference, OciReference, parse
 from homelab_llm.store.sources.table import PullSettings
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ FAILPOINTS = (
 class PushReport:
     """What a push did. ``sent_bytes`` is the content that went out, also what went out twice after a cut.
 
-    ``replaced`` is the digest that the name meant before there; empty when it is new or means the same.
+    ``replaced`` is the digest that the name meant before there; empty when it is new or means the same. Blobs are
+    counted for registries only; ``url`` is where a person can look at it, if there is such a place.
     """
 
     model: str
@@ -51,6 +52,7 @@ class PushReport:
     mounted_blobs: int = 0
     present_blobs: int = 0
     replaced: str = ""
+    url: str = ""
 
 
 def push(
@@ -66,7 +68,7 @@ def push(
     A tag that exists there is moved; the report says from where. Nothing there means the model before all of it is.
 
     Args:
-        target: ``oci://host[:port]/name[:tag]``.
+        target: ``oci://host[:port]/name[:tag]``, or ``hf:org/name[@branch]``.
         progress: called often, from this thread; what it raises (or KeyboardInterrupt) ends the push. Large blobs end
             their chunk first, in a process of their own.
 
@@ -81,11 +83,33 @@ def push(
         from homelab_llm.store.oci.push import push_to_registry
 
         return push_to_registry(store, find_to_push(store, name), reference, settings, report)
+    if isinstance(reference, HubReference):
+        return _push_to_hub(find_to_push(store, name), reference, settings, progress)
     raise InvalidInput(
         f"models are not pushed to {target.partition(':')[0][:20]!r} references",
         hint="mlxctl push NAME oci://HOST/NAME:TAG",
         field="target",
     )
+
+
+def _push_to_hub(
+    model: StoredModel, reference: HubReference, settings: PullSettings, progress: Callable[[JobProgress], None] | None
+) -> PushReport:
+    from homelab_llm.store.hub_push import push_to_hub
+    from homelab_llm.store.sources.huggingface import hub_token
+
+    if reference.file or reference.quantization:
+        raise InvalidInput("a model is pushed whole, to a repository", hint=f"hf:{reference.repo}", field="target")
+    done = push_to_hub(
+        model,
+        reference.repo,
+        revision=reference.revision,
+        endpoint=settings.hub,
+        token=hub_token(settings.environ),
+        progress=progress,
+    )
+    target = f"hf:{done.repo_id}@{done.commit}"
+    return PushReport(model.name, target, str(model.digest), model.size_bytes, done.sent_bytes, url=done.url)
 
 
 def find_to_push(store: ModelStore, name: str) -> StoredModel:
