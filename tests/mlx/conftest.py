@@ -36,7 +36,7 @@ def smollm2_mlx(smollm2_gguf: Path) -> Path:
     """The real SmolLM2, converted; kept in the checkout's cache until the converter changes."""
     target = smollm2_gguf.parent.parent / f"smollm2-mlx{CONVERTER_VERSION}"
     with locked(target.with_name(f"{target.name}-test.lock"), wait_s=600):
-        program = [sys.executable, "-P", "-m", "homelab_llm.inference.workers.convert_mlx"]
+        program = [sys.executable, "-P", "-m", "homelab_llm.inference.conversion.gguf_to_mlx"]
         subprocess.run([*program, "--gguf", str(smollm2_gguf), "--target", str(target)], check=True)
     return target
 

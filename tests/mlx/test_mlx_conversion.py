@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from homelab_llm.core.errors import BadModelFile, UnsupportedRequest
-from homelab_llm.inference.workers.convert_mlx import LlamaShape, check_tensors, read_tokenizer
+from homelab_llm.inference.conversion.gguf_to_mlx import LlamaShape, check_tensors, read_tokenizer
 from homelab_llm.testing.models import write_fake_model
 
-PROGRAM = [sys.executable, "-P", "-m", "homelab_llm.inference.workers.convert_mlx"]
+PROGRAM = [sys.executable, "-P", "-m", "homelab_llm.inference.conversion.gguf_to_mlx"]
 
 
 class Scalar:
@@ -132,7 +132,7 @@ def test_a_conversion_killed_before_its_end_leaves_no_folder_and_the_next_one_fi
     smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "model"
-    killed = run(smollm2_gguf, target, HOMELAB_FAILPOINTS="convert_mlx.before_publish=kill")
+    killed = run(smollm2_gguf, target, HOMELAB_FAILPOINTS="conversion.before_publish=kill")
     assert killed.returncode == -9
     assert not target.exists()
     finished = run(smollm2_gguf, target)

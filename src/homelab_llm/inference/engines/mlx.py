@@ -24,6 +24,7 @@ CONVERTER_VERSION = 1
 _GGUF_KINDS = frozenset({"Q4_0", "Q4_1", "Q8_0", "F16", "F32"})
 _USUAL_CONTEXT_TOKENS = 8192
 _WORKERS = "homelab_llm.inference.workers"
+_CONVERSION = "homelab_llm.inference.conversion"
 _OTHER = "mlxctl run --engine llama.cpp MODEL"
 _SLOW = "MLX on Linux runs on one CPU core and is slow; llama.cpp is the fast engine here"
 # Python, mlx-lm and buffers of one prefill step, measured at rest and under load with SmolLM2-135M.
@@ -152,9 +153,9 @@ class MlxEngine:
         return options.context_tokens or usual
 
 
-def _program(module: str) -> tuple[str, ...]:
+def _program(module: str, folder: str = _WORKERS) -> tuple[str, ...]:
     """``-P``: the folder the daemon happens to stand in must not become a place to import from."""
-    return sys.executable, "-P", "-m", f"{_WORKERS}.{module}"
+    return sys.executable, "-P", "-m", f"{folder}.{module}"
 
 
 def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
@@ -165,7 +166,7 @@ def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
             raise EngineUnavailable(f"MLX cannot run {model.name}: it is made of several GGUF files", hint=_OTHER)
         (gguf,) = ggufs
         folder = derived / f"{model.digest.hex}-mlx{CONVERTER_VERSION}"
-        return folder, (*_program("convert_mlx"), "--gguf", str(gguf), "--target", str(folder))
+        return folder, (*_program("gguf_to_mlx", _CONVERSION), "--gguf", str(gguf), "--target", str(folder))
     folder = derived / f"{model.digest.hex}-files"
     pairs = [item for name, path in model.own_files.items() for item in ("--file", f"{name}={path}")]
     return folder, (*_program("mlx.folder"), "--target", str(folder), *pairs)

@@ -1,6 +1,6 @@
 """The program that turns a GGUF file into an MLX folder, keeping its 4-bit and 8-bit weights as they are.
 
-    python -m homelab_llm.inference.workers.convert_mlx --gguf FILE --target FOLDER
+    python -m homelab_llm.inference.conversion.gguf_to_mlx --gguf FILE --target FOLDER
 
 Llama architecture only. Prints ``@progress`` lines; ends with 0 when ``FOLDER`` is complete (also when it was
 before), with 2 and one sentence when the file cannot be converted. The folder appears in one step. Weights of
@@ -26,7 +26,7 @@ from homelab_llm.core.atomic import publish, sync_folder
 from homelab_llm.core.errors import BadModelFile, DiskFull, HomelabError, UnsupportedRequest
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.locks import locked
-from homelab_llm.inference.workers.mlx.gguf_tokenizer import GgufTokenizer
+from homelab_llm.inference.conversion.gguf_tokenizer import GgufTokenizer
 
 GROUP_SIZE = 32
 _OTHER_ENGINE = "run this model with llama.cpp, or pull it in MLX format"
@@ -305,7 +305,7 @@ def convert(gguf: Path, target: Path) -> None:
         try:
             for done in _write_folder(gguf, temporary):
                 progress("convert", done)
-            failpoint("convert_mlx.before_publish")
+            failpoint("conversion.before_publish")
             publish(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -363,7 +363,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the arguments say; the exit status."""
-    parser = argparse.ArgumentParser(prog="convert_mlx", description="Convert a GGUF file into an MLX folder.")
+    parser = argparse.ArgumentParser(prog="gguf_to_mlx", description="Convert a GGUF file into an MLX folder.")
     parser.add_argument("--gguf", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True, help="the folder to make")
     arguments = parser.parse_args(argv)
