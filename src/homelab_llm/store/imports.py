@@ -36,7 +36,7 @@ class _Meter:
 
 
 def import_files(
-    blobs: BlobStore, path: Path, progress: Callable[[int, int], None], *, copy: bool = True
+    blobs: BlobStore, path: Path, progress: Callable[[int, int], None], *, copy: bool = True, link: bool = False
 ) -> tuple[dict[str, Digest], ModelFacts]:
     """Bring the model at ``path`` into the store as blobs, which stay held until they are added or released.
 
@@ -56,7 +56,7 @@ def import_files(
     files: dict[str, Digest] = {}
     try:
         for candidate in chosen:
-            files[candidate.name] = _import_file(blobs, candidate, meter, copy=copy)
+            files[candidate.name] = _import_file(blobs, candidate, meter, copy=copy, link=link)
             failpoint("store.import.file")
         facts = inspect_model({name: blobs.path(digest) for name, digest in files.items()})
         failpoint("store.import.inspected")
@@ -66,13 +66,14 @@ def import_files(
     return files, facts
 
 
-def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter, *, copy: bool) -> Digest:
+def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter, *, copy: bool, link: bool) -> Digest:
     from homelab_llm.store.inspect.regular import open_regular
 
     with open_regular(candidate.path) as source:
         found = os.fstat(source.fileno())
         with blobs.open_writer(f"import:{found.st_dev}:{found.st_ino}") as writer:
-            if writer.adopt_clone(source.fileno()) or (candidate.cached and writer.adopt_link(candidate.path)):
+            linkable = link or candidate.cached
+            if writer.adopt_clone(source.fileno()) or (linkable and writer.adopt_link(candidate.path)):
                 failpoint("store.import.cloned")
                 writer.hash_adopted(meter.add)
             elif not copy:

@@ -25,6 +25,7 @@ from homelab_llm.store.index import Entry, Index, Stamp, index_stamp, read_index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, disk_full_is_typed
 from homelab_llm.store.manifests import Layer, encode_config, encode_manifest
 from homelab_llm.store.pins import KEPT_S
+from homelab_llm.store.scratch import free_scratch
 from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
 from homelab_llm.store.views import view_folder
 
@@ -143,6 +144,9 @@ class ModelStore:
         progress: Callable[[int, int], None] | None = None,
         source: str = "",
         copy: bool = True,
+        link: bool = False,
+        defaults: ModelDefaults = NO_DEFAULTS,
+        provenance: Provenance = NO_PROVENANCE,
     ) -> StoredModel:
         """Add a GGUF file (one shard stands for all) or a folder in Hugging Face's format.
 
@@ -153,6 +157,8 @@ class ModelStore:
             progress: called with bytes done and bytes in total, both of the content to be hashed.
             source: where it came from; empty = ``file:NAME``.
             copy: whether bytes may be copied where they can be neither cloned nor linked.
+            link: whether the files may be hard-linked: only for files nobody will ever write to again.
+            defaults, provenance: as in ``add``.
 
         Raises:
             Conflict: they would have to be copied and may not.
@@ -164,10 +170,12 @@ class ModelStore:
         from homelab_llm.store.imports import import_files
 
         _check_new(ref)
-        files, facts = import_files(self._blobs, path, progress or (lambda _done, _total: None), copy=copy)
+        report = progress or (lambda _done, _total: None)
+        files, facts = import_files(self._blobs, path, report, copy=copy, link=link)
         try:
             name = os.fsencode(path.absolute().name).decode("utf-8", "replace")
-            return self.add(ref, files, facts, source=source or f"file:{name}")
+            origin = source or f"file:{name}"
+            return self.add(ref, files, facts, source=origin, defaults=defaults, provenance=provenance)
         except BaseException:
             self._blobs.release(files.values())
             raise
@@ -234,6 +242,7 @@ class ModelStore:
                 return free_leftovers(self._layout, index)
             freed = free_blobs(self._layout, index, all_blobs(self._layout), now)
             freed += free_partials(self._layout, keep_partials_s, now)
+            freed += PruneReport(bytes_freed=free_scratch(self._layout))
             return freed + free_leftovers(self._layout, index)
 
     def view(self, model: StoredModel) -> Path:

@@ -215,4 +215,4 @@ def size_bytes(shape: tuple[int, ...], kind: int, name: str = "") -> int:
         raise UnsupportedRequest(f"the tensor {name[:80]!r} is of the unknown type {kind}") from error
     if shape[-1] % elements:
         raise BadModelFile(f"the rows of {name[:80]!r} are not whole blocks", tensor=name[:80])
-    return math.prod(shape) // elements * width
+    return int(math.prod(shape) // elements * width)

@@ -66,6 +66,7 @@ def write_gguf(
     path: Path,
     architecture: str,
     file_type: str,
+    *,
     describe: Callable[[Any], None],
     tensors: Sequence[Planned],
     progress: Callable[[float], None],

@@ -109,14 +109,16 @@ class SpmTokenizer:
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> SpmTokenizer:
         """Raises ``BadModelFile`` when the lists contradict each other."""
-        told = metadata.get("tokenizer.ggml.add_bos_token"), metadata.get("tokenizer.ggml.add_space_prefix")
         found = cls(
-            _list_of(metadata, "tokenizer.ggml.tokens", str),
-            _list_of(metadata, "tokenizer.ggml.scores", float),
-            _list_of(metadata, "tokenizer.ggml.token_type", int),
-            *(_id_of(metadata, name) for name in ("bos", "eos", "unknown")),
-            *(value if isinstance(value, bool) else True for value in told),
-            str(metadata.get("tokenizer.chat_template") or ""),
+            tokens=_list_of(metadata, "tokenizer.ggml.tokens", str),
+            scores=_list_of(metadata, "tokenizer.ggml.scores", float),
+            kinds=_list_of(metadata, "tokenizer.ggml.token_type", int),
+            bos_id=_id_of(metadata, "bos"),
+            eos_id=_id_of(metadata, "eos"),
+            unk_id=_id_of(metadata, "unknown"),
+            add_bos=metadata.get("tokenizer.ggml.add_bos_token") is not False,
+            space_prefix=metadata.get("tokenizer.ggml.add_space_prefix") is not False,
+            chat_template=str(metadata.get("tokenizer.chat_template") or ""),
         )
         if not len(found.tokens) == len(found.scores) == len(found.kinds) > 0:
             raise BadModelFile("the token list does not match the lists of scores and token types")

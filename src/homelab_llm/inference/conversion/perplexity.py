@@ -4,8 +4,8 @@
 
 Perplexity as llama.cpp's ``llama-perplexity`` has it: the text is cut into windows of 512 tokens that do not overlap, a
 window begins with the model's start token where it has one, and the second half of each is scored. What computes is
-``decoder.py`` for every format, so figures of one text and one tokenizer can be compared; smaller is better. The last line is
-``@result`` with the figures. An embedding model (BERT) is compared instead: ``similarity.py``.
+``decoder.py`` for every format, so figures of one text and one tokenizer can be compared; smaller is better. The last
+line is ``@result`` with the figures. An embedding model (BERT) is compared instead: ``similarity.py``.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ def quantize(source: GgufFiles, target: Path, wanted: str, *, force: bool) -> No
                 path,
                 architecture,
                 wanted,
-                lambda writer: _describe(writer, source),
-                planned,
-                lambda done: program.progress("quantizing", done),
+                describe=lambda writer: _describe(writer, source),
+                tensors=planned,
+                progress=lambda done: program.progress("quantizing", done),
             )
 
 
@@ -67,6 +67,7 @@ def _kept(source: GgufFiles, name: str) -> Planned:
     from gguf import GGMLQuantizationType
 
     stored = source.stored(name)
+
     def blocks() -> Iterator[Any]:
         for begin, end in row_blocks(stored.shape[0], width=stored.row_bytes // 4):
             yield source.raw_rows(name, begin, end)

@@ -1,0 +1,1 @@
+"""Models made from models: which program makes what, as work on the store; see ``convert.py``."""
