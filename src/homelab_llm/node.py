@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from homelab_llm import __version__
 from homelab_llm.core.clock import Clock, SystemClock
@@ -17,12 +18,15 @@ from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.events import Event as HouseEvent
 from homelab_llm.core.events import EventBus
 from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.jobs import Job
 from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
 from homelab_llm.data.inventory import Service
+from homelab_llm.data.jobs import JobRows
 from homelab_llm.data.system import SystemData
 from homelab_llm.gateway.app import App, Parts
 from homelab_llm.gateway.routes import ROUTES, Route
+from homelab_llm.gateway.seams import Jobs
 from homelab_llm.inference.controller.controller import Controller
 from homelab_llm.inference.controller.foreign import SlotPorts
 from homelab_llm.inference.engines.base import Engine, EngineOptions, ModelOptions
@@ -47,6 +51,48 @@ _SLOTS_GUIDE = "docs/guides/slots.md"
 _ENDPOINTS_PAGE = "docs/reference/endpoints.md"
 
 
+class JobRunner(Jobs, Protocol):
+    """Who does long work on models for a node."""
+
+    async def start(self) -> None:
+        """Go on with what an earlier daemon left."""
+        ...
+
+    async def pause(self) -> None:
+        """End every program; its job waits as if its turn had not come yet."""
+        ...
+
+    def hand_over(self) -> None:
+        """Take nothing any more. After ``pause``."""
+        ...
+
+    async def settled(self) -> None:
+        """After ``hand_over``: what was asked for until then is in the database."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        ...
+
+    async def close(self) -> None:
+        """End every program; unfinished jobs go on when a daemon starts again."""
+        ...
+
+    async def pull(self, reference: str, progress: Callable[[str, float], None]) -> str:
+        """Bring a model into the store by a job and give its name there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobParts:
+    """What a job runner gets of a node. ``done`` is to be told each job that succeeded."""
+
+    rows: JobRows
+    publish: Callable[[HouseEvent], None]
+    unix_s: Callable[[], float]
+    done: Callable[[Job], Awaitable[None]]
+
+
 class Node:
     """The parts of one home, tied together. ``start`` and ``close`` run on the event loop that serves.
 
@@ -54,6 +100,7 @@ class Node:
         engines: replaces the table of engines.
         shutdown: what ``POST /admin/shutdown`` does; without it the daemon cannot be stopped over HTTP.
         restart: what ``POST /admin/restart`` does, with the Python to run the next daemon (empty = ours).
+        jobs: makes the runner of long work; without one there are no jobs, and a load pulls in a thread of its own.
 
     ``listeners``, ``warnings`` and ``slot_problems`` are filled by whoever binds the addresses, for ``/admin/status``
     and for the controller: ``slot_problems`` are the slot ports that are not ours, with ``{pid, name, text}``.
@@ -68,6 +115,7 @@ class Node:
         clock: Clock | None = None,
         shutdown: Callable[[], None] | None = None,
         restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
+        jobs: Callable[[JobParts], JobRunner] | None = None,
     ) -> None:
         self.home = home
         self.settings = settings
@@ -83,6 +131,8 @@ class Node:
         self._awake = Awake()
         self._engines = ENGINES if engines is None else engines
         self.fleet = self._fleet(self._engines)
+        parts = JobParts(self.data.jobs, self.events.publish, self._clock.unix_s, self._job_done)
+        self._jobs = jobs(parts) if jobs is not None else None
         self.controller = self._controller()
         self._chores: list[asyncio.Task[None]] = []
         self.app = App(
@@ -98,6 +148,7 @@ class Node:
                 router=self.controller,
                 controller=self.controller,
                 events=self.events,
+                jobs=self._jobs,
             ),
             settings.server,
             stall_timeout_s=settings.fleet.stall_timeout_s,
@@ -119,6 +170,8 @@ class Node:
             log.info("adopted the workers of the daemon before", extra={"workers": adopted})
         self.data.begin(adopted)
         await self._supervisor.sweep()
+        if self._jobs is not None:
+            await self._jobs.start()
         self._chores = [
             asyncio.create_task(self.controller.boot()),
             asyncio.create_task(self._keep_stock()),
@@ -135,6 +188,8 @@ class Node:
         for chore in self._chores:
             chore.cancel()
         await self.controller.close()
+        if self._jobs is not None:
+            await self._jobs.close()
         await self.fleet.close(leave_workers=leave_workers)
         await asyncio.gather(*self._chores, return_exceptions=True)
         self._awake.close()
@@ -146,6 +201,16 @@ class Node:
         """Whether slots are being changed."""
         return self.controller.busy
 
+    async def prepare_hand_over(self) -> None:
+        """End the programs that do jobs, before requests have to wait; the next daemon goes on with them."""
+        if self._jobs is not None:
+            await self._jobs.pause()
+
+    async def settled(self) -> None:
+        """After ``hand_over``: the next daemon finds every job in the database."""
+        if self._jobs is not None:
+            await self._jobs.settled()
+
     def hand_over(self, on_end: Callable[[str], None]) -> dict[str, int]:
         """Begin nothing any more; gives the requests that run, by worker. They go on.
 
@@ -153,6 +218,8 @@ class Node:
             on_end: gets the worker each time one of them ends.
         """
         self.app.hand_over(self.home.daemon_sock)
+        if self._jobs is not None:
+            self._jobs.hand_over()
         self.data.database.release()
         return self.fleet.hand_over(on_end)
 
@@ -160,6 +227,8 @@ class Node:
         """Go on as before ``hand_over``."""
         self._supervisor.reclaim()
         self.data.database.claim()
+        if self._jobs is not None:
+            self._jobs.resume()
         self.fleet.resume()
         self.app.resume()
 
@@ -233,7 +302,7 @@ class Node:
         slots = self.settings.slots
         return Controller(
             registry=self.data.registry,
-            shelf=Shelf(self.store, self.settings.store),
+            shelf=Shelf(self.store, self.settings.store, self._jobs.pull if self._jobs is not None else None),
             fleet=self.fleet,
             slots=slots.table(),
             publish=self.events.publish,
@@ -242,6 +311,15 @@ class Node:
             auto_load=slots.auto_load,
             clock=self._clock,
         )
+
+    async def _job_done(self, job: Job) -> None:
+        """The registry learns of a pulled model that it wanted."""
+        if job.kind != "pull":
+            return
+        try:
+            await self.controller.pulled(str(job.parameters["model"]), str(job.result["model"]))
+        except HomelabError as error:
+            log.warning("the registry does not know of a pulled model", extra={"reason": error.message})
 
     def _holder_of(self, port: int) -> tuple[int, str] | None:
         found = self.slot_problems.get(port)

@@ -1,4 +1,4 @@
-"""System: the database as one daemon uses it. Registry, keys, inventory and records, opened and closed together."""
+"""System: the database as one daemon uses it. Registry, keys, inventory, jobs, records, opened and closed together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from homelab_llm.data.database import Database
 from homelab_llm.data.deployments import end_others, follow_events
 from homelab_llm.data.footprints import Footprints
 from homelab_llm.data.inventory import Inventory, Service
+from homelab_llm.data.jobs import JobRows
 from homelab_llm.data.keys import KeyRing
 from homelab_llm.data.recorder import Recorder
 from homelab_llm.data.registry import Registry
@@ -49,6 +50,7 @@ class SystemData:
         self.keys = KeyRing(self.database)
         export = registry_path(settings.registry_file, home, environ)
         self.registry = Registry(self.database, export, publish=self._tell)
+        self.jobs = JobRows(self.database)
         self._inventory = Inventory(self.database)
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:

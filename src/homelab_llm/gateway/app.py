@@ -28,14 +28,15 @@ from homelab_llm.gateway.event_stream import EventStream
 from homelab_llm.gateway.exchange import Exchange, Scope, Send
 from homelab_llm.gateway.fields import shown
 from homelab_llm.gateway.forward import Origin, Successor
+from homelab_llm.gateway.jobs import JobRoutes
 from homelab_llm.gateway.limits import Receive, check_encoding, parse_json, read_body
 from homelab_llm.gateway.listeners import Listener
 from homelab_llm.gateway.models import ModelList
 from homelab_llm.gateway.openapi import document
 from homelab_llm.gateway.proxy import CHAT_PATH, COMPLETION_PATH, Proxy
-from homelab_llm.gateway.routes import LOAD, RESTART, ROUTES, UNLOAD, Route
+from homelab_llm.gateway.routes import DOWNLOAD, JOB_ORDER, LOAD, RESTART, ROUTES, UNLOAD, Route
 from homelab_llm.gateway.routing import StoreRouter
-from homelab_llm.gateway.seams import Catalogue, Controller, Fleet, Keys, Recorder, Router, Shaper
+from homelab_llm.gateway.seams import Catalogue, Controller, Fleet, Jobs, Keys, Recorder, Router, Shaper
 from homelab_llm.gateway.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ _NO_LISTENER = Listener("", loopback=False)
 class Parts:
     """What the front door is built from; see ``seams``. ``about``, ``shutdown`` and ``restart``: see ``Admin``.
 
-    Without a ``router`` names are models of the store; without a ``controller`` there is nothing to control.
+    Without a ``router`` names are models of the store; without a ``controller`` there is nothing to control, without
+    ``jobs`` no long work is taken.
     """
 
     catalogue: Catalogue
@@ -65,6 +67,7 @@ class Parts:
     router: Router | None = None
     controller: Controller | None = None
     events: EventBus | None = None
+    jobs: Jobs | None = None
 
 
 class App:
@@ -80,6 +83,7 @@ class App:
         self._admin = Admin(self._router, parts.fleet, parts.about, parts.shutdown, parts.restart)
         self._control = Control(parts.controller)
         self._events = EventStream(parts.events)
+        self._jobs = JobRoutes(parts.jobs)
         self._list = ModelList(parts.catalogue, self._router)
         self._openapi = b""
         self._exchanges: set[Exchange] = set()
@@ -89,17 +93,14 @@ class App:
         self._away = False
         self.stopping = False
         self._exact: dict[str, dict[str, tuple[Route, Handler]]] = {}
-        self._prefixes: list[tuple[str, dict[str, tuple[Route, Handler]]]] = []
-        for route in ROUTES:
+        self._parted: dict[tuple[str, str], dict[str, tuple[Route, Handler]]] = {}
+        for route in sorted(ROUTES, key=lambda route: route.path.endswith("{id}")):  # what an {id} takes whole is last
             self._add(route)
 
     def _add(self, route: Route) -> None:
         entry = (route, partial(self._controlled, route) if route.controlled else getattr(self, f"_{route.handler}"))
-        if route.path.endswith("{id}"):
-            methods: dict[str, tuple[Route, Handler]] = {}
-            self._prefixes.append((route.path.removesuffix("{id}"), methods))
-        else:
-            methods = self._exact.setdefault(route.path, {})
+        before, parted, after = route.path.partition("{id}")
+        methods = self._parted.setdefault((before, after), {}) if parted else self._exact.setdefault(route.path, {})
         for method in route.methods:
             methods[method] = entry
 
@@ -244,12 +245,9 @@ class App:
     def _find(self, path: str, method: str) -> tuple[Route, Handler]:
         methods = self._exact.get(path)
         if methods is None:
-            for prefix, behind in self._prefixes:
-                if path.startswith(prefix) and len(path) > len(prefix):
-                    methods = behind
-                    break
-            else:
-                raise EndpointNotFound(f"no such endpoint: {shown(path)}", hint="the endpoints are at /openapi.json")
+            methods = next((behind for parts, behind in self._parted.items() if _fits(path, *parts)), None)
+        if methods is None:
+            raise EndpointNotFound(f"no such endpoint: {shown(path)}", hint="the endpoints are at /openapi.json")
         if found := methods.get(method):
             return found
         allowed = ", ".join(methods)
@@ -336,8 +334,35 @@ class App:
     async def _admin_events(self, exchange: Exchange) -> None:
         await self._events.serve(exchange)
 
+    async def _download(self, exchange: Exchange) -> None:
+        await self._jobs.download(exchange, DOWNLOAD(await self._body(exchange), ""))
+
+    async def _downloads(self, exchange: Exchange) -> None:
+        await self._jobs.downloads(exchange)
+
+    async def _job_submit(self, exchange: Exchange) -> None:
+        await self._jobs.submit(exchange, JOB_ORDER(await self._body(exchange), ""))
+
+    async def _job_list(self, exchange: Exchange) -> None:
+        await self._jobs.list(exchange)
+
+    async def _job_show(self, exchange: Exchange) -> None:
+        await self._jobs.show(exchange)
+
+    async def _job_progress(self, exchange: Exchange) -> None:
+        await self._jobs.progress(exchange)
+
+    async def _job_cancel(self, exchange: Exchange) -> None:
+        await self._jobs.cancel(exchange)
+
     async def _admin_restart(self, exchange: Exchange) -> None:
         await self._admin.restart(exchange, RESTART(await self._body(exchange), ""))
 
     async def _admin_shutdown(self, exchange: Exchange) -> None:
         await self._admin.shutdown(exchange)
+
+
+def _fits(path: str, before: str, after: str) -> bool:
+    """Whether something stands between the two parts: one part of a path, or at its end anything."""
+    between = path[len(before) : len(path) - len(after)]
+    return bool(between) and path.startswith(before) and path.endswith(after) and not (after and "/" in between)

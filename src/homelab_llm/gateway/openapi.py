@@ -45,12 +45,18 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     }
 
 
+def _operation_id(route: Route, method: str) -> str:
+    """Its own for each operation: two routes may share a handler."""
+    words = route.path.replace("{id}", "id").replace(".", "_").strip("/").split("/")
+    return "_".join(filter(None, (*words, method.lower())))
+
+
 def _operation(route: Route, method: str) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
-        "operationId": f"{route.handler}_{method.lower()}",
+        "operationId": _operation_id(route, method),
         "responses": {
-            "200" if route.handler != "admin_shutdown" else "202": {"description": "done"},
+            str(route.status): {"description": "done"},
             "default": {
                 "description": "an error",
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
@@ -60,7 +66,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "query", "description": says, "schema": {"type": "string"}} for name, says in route.query
     ]
-    if route.path.endswith("{id}"):
+    if "{id}" in route.path:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
     if parameters:
         operation["parameters"] = parameters

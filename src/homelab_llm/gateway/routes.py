@@ -1,7 +1,8 @@
 """Routes: every endpoint as data. The application serves from this table; the reference pages are made from it.
 
 ``access``: who may call it (``auth.py``). ``recorded``: whether a request becomes a row of the table ``requests``.
-``on_slots``: slot ports have it too. A path that ends in ``{id}`` takes everything that follows, slashes included.
+``on_slots``: slot ports have it too. A path that ends in ``{id}`` takes everything that follows, slashes included;
+an ``{id}`` in the middle is one part of the path.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from homelab_llm.core.jobs import STATES
 from homelab_llm.gateway.auth import Access
 from homelab_llm.gateway.dialects.openai import CHAT, COMPLETION, EMBEDDING
-from homelab_llm.gateway.fields import Duration, Either, Field, Flag, Opaque, Record, Text, Whole
+from homelab_llm.gateway.fields import Check, Duration, Either, Field, Flag, Opaque, Record, Text, Whole
+from homelab_llm.gateway.job_kinds import KINDS, JobOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class Route:
     """One endpoint; ``handler`` is the name of the method that serves it, ``body`` what it reads.
 
     ``controlled``: the method is one of ``control.Control``, else of the application. ``query``: what may follow ``?``.
+    ``status``: of an answer that is no error.
     """
 
     methods: tuple[str, ...]
@@ -26,11 +30,12 @@ class Route:
     access: Access
     summary: str
     handler: str
-    body: Record | None = None
+    body: Check | None = None
     recorded: bool = False
     on_slots: bool = False
     controlled: bool = False
     query: tuple[tuple[str, str], ...] = ()
+    status: int = 200
 
 
 class SlotName:
@@ -92,6 +97,14 @@ EXPLAIN = Record(
         "slot": Field(SlotName(), "the slot that would get it; else the front address"),
     }
 )
+JOB_ORDER = JobOrder()
+DOWNLOAD = KINDS["pull"]
+_LISTED = (
+    ("state", f"{', '.join(STATES)}; several joined by commas"),
+    ("kind", f"{', '.join(KINDS)}"),
+    ("limit", "how many at most, the newest; 100 unless said otherwise, at most 1000"),
+)
+_STREAMED = (("stream", "true: one JSON line after another until it is over, as with Accept: application/x-ndjson"),)
 
 
 def _post(path: str, summary: str, handler: str, body: Record) -> Route:
@@ -162,6 +175,46 @@ ROUTES: tuple[Route, ...] = (
     _post("/admin/fit", "Whether and how a model fits into memory.", "fit", FIT),
     _post("/admin/explain", "Where a request would go and why.", "explain", EXPLAIN),
     _post("/admin/registry/refresh", "Read the registry again.", "refresh", NOTHING),
+    Route(
+        ("POST",),
+        "/admin/models/download",
+        "admin",
+        "Fetch a model as a job; the same download that still runs is joined.",
+        "download",
+        DOWNLOAD,
+        status=202,
+    ),
+    Route(("GET",), "/admin/models/downloads", "admin", "The downloads, newest first.", "downloads", query=_LISTED),
+    Route(("DELETE",), "/admin/models/download/{id}", "admin", "Call a download off.", "job_cancel"),
+    Route(
+        ("GET",),
+        "/admin/models/download/{id}/progress",
+        "admin",
+        "How far a download is, once or as it goes on.",
+        "job_progress",
+        query=_STREAMED,
+    ),
+    Route(("POST",), "/admin/models/download/{id}/cancel", "admin", "Call a download off.", "job_cancel"),
+    Route(
+        ("POST",),
+        "/admin/jobs",
+        "admin",
+        "Ask for long work on models; the same work that still runs is joined.",
+        "job_submit",
+        JOB_ORDER,
+        status=202,
+    ),
+    Route(("GET",), "/admin/jobs", "admin", "The jobs, newest first.", "job_list", query=_LISTED),
+    Route(("GET",), "/admin/jobs/{id}", "admin", "One job.", "job_show"),
+    Route(
+        ("GET",),
+        "/admin/jobs/{id}/progress",
+        "admin",
+        "How far a job is, once or as it goes on.",
+        "job_progress",
+        query=_STREAMED,
+    ),
+    Route(("POST",), "/admin/jobs/{id}/cancel", "admin", "Call a job off; its program has ended then.", "job_cancel"),
     Route(("GET",), "/admin/events", "admin", "What happens, as server-sent events.", "admin_events", query=_EVENTS),
     Route(
         ("POST",),
@@ -171,5 +224,5 @@ ROUTES: tuple[Route, ...] = (
         "admin_restart",
         RESTART,
     ),
-    Route(("POST",), "/admin/shutdown", "admin", "End the daemon in order.", "admin_shutdown"),
+    Route(("POST",), "/admin/shutdown", "admin", "End the daemon in order.", "admin_shutdown", status=202),
 )

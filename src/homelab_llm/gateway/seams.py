@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import ModelFacts, StoredModel
+from homelab_llm.core.jobs import Job, JobState
 from homelab_llm.core.keys import KeyGrant, Priority
 from homelab_llm.core.routing import Target
 from homelab_llm.core.shaping import ReplyShape, Shaped
 from homelab_llm.core.traits import WorkerTraits
 from homelab_llm.core.waits import Wait
 
-__all__ = ["Catalogue", "Controller", "Fleet", "KeyGrant", "Keys", "Lease", "Priority", "Recorder", "ReplyShape"]
+__all__ = [
+    "Catalogue",
+    "Controller",
+    "Fleet",
+    "Jobs",
+    "KeyGrant",
+    "Keys",
+    "Lease",
+    "Priority",
+    "Recorder",
+    "ReplyShape",
+]
 __all__ += ["RequestRow", "Router", "Shaped", "Shaper", "Target", "Wait"]
 
 
@@ -121,6 +133,38 @@ class Controller(Protocol):
 
     async def refresh(self) -> None:
         """The registry was changed by another process: read it again."""
+        ...
+
+
+class Jobs(Protocol):
+    """Long work on models. Who asks may leave; the work goes on."""
+
+    async def submit(self, kind: str, parameters: Mapping[str, Any]) -> Job:
+        """Ask for a job; the same work that is not over yet is joined. It is kept when this returns.
+
+        Raises:
+            InvalidInput, QueueFull, DatabaseUnavailable.
+        """
+        ...
+
+    async def find(self, job_id: str) -> Job:
+        """The job of that id.
+
+        Raises:
+            JobNotFound.
+        """
+        ...
+
+    async def recent(self, limit: int, *, states: Collection[JobState] = (), kind: str = "") -> list[Job]:
+        """The newest ones, newest first; of these states and this kind, where they are given."""
+        ...
+
+    def watch(self, job_id: str) -> AsyncIterator[Job]:
+        """How it stands, several times a second at most, until it is over or the daemon ends. Raises as ``find``."""
+        ...
+
+    async def cancel(self, job_id: str) -> Job:
+        """Call it off; its program has ended when this returns. Raises as ``find``."""
         ...
 
 

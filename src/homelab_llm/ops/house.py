@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from homelab_llm.core.paths import Home
 from homelab_llm.core.settings import Settings
 from homelab_llm.gateway.listeners import Inherited
 from homelab_llm.gateway.server import FrontDoor
-from homelab_llm.node import Node
+from homelab_llm.node import JobParts, Node
+from homelab_llm.ops.jobs.runner import Runner
 from homelab_llm.ops.record import update_record
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ class NodeHouse:
         restart: Callable[[str], Awaitable[dict[str, Any]]],
         sockets: Sequence[tuple[str, socket]] = (),
     ) -> None:
-        self._node = Node(home, settings, engines=engines, shutdown=stop, restart=restart)
+        self._home = home
+        self._settings = settings
+        self._node = Node(home, settings, engines=engines, shutdown=stop, restart=restart, jobs=self._runner)
         self._door = FrontDoor(
             self._node.app,
             settings.server,
@@ -52,7 +56,6 @@ class NodeHouse:
             inherited=Inherited(sockets),
             news=self._on_port,
         )
-        self._home = home
         self._own_warnings: list[dict[str, str]] = []
         self._node_began = False
 
@@ -95,8 +98,11 @@ class NodeHouse:
         return self._node.busy
 
     async def hand_over(self, done: Callable[[str], None]) -> Mapping[str, int]:
+        await self._node.prepare_hand_over()
         self._door.pause()
-        return self._node.hand_over(done)
+        leases = self._node.hand_over(done)
+        await self._node.settled()
+        return leases
 
     async def take_back(self) -> None:
         self._node.take_back()
@@ -105,6 +111,19 @@ class NodeHouse:
     async def leave(self, drain_s: float) -> None:
         await self._door.leave(drain_s)
         await self._node.close(leave_workers=True)
+
+    # --- jobs ---
+
+    def _runner(self, parts: JobParts) -> Runner:
+        return Runner(
+            parts.rows,
+            {"home": str(self._home.root), "settings": self._settings.model_dump(mode="json")},
+            limit=self._settings.store.max_jobs,
+            publish=parts.publish,
+            unix_s=parts.unix_s,
+            host_id=platform.node() or "localhost",
+            done=parts.done,
+        )
 
     # --- ports that others held ---
 

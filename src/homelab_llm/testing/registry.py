@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from homelab_llm.core.errors import DatabaseUnavailable, ModelNotFound
+from homelab_llm.core.errors import Cancelled, DatabaseUnavailable, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.inference.controller.seams import Holder, Move, PullProgress
@@ -74,10 +75,20 @@ class MemoryShelf:
     def stamp(self) -> object:
         return self._changes
 
-    def pull(self, reference: str, progress: PullProgress) -> StoredModel:
+    async def pull(self, reference: str, progress: PullProgress) -> StoredModel:
         if reference not in self.remote:
             raise ModelNotFound(f"no model {reference} anywhere", model=reference)
-        self.pulled(reference, progress)
+        loop, left = asyncio.get_running_loop(), threading.Event()
+
+        def tell(stage: str, done: float) -> None:
+            if left.is_set():
+                raise Cancelled("nobody waits for it")
+            loop.call_soon_threadsafe(progress, stage, done)
+
+        try:
+            await asyncio.to_thread(self.pulled, reference, tell)
+        finally:
+            left.set()
         self.add(self.remote[reference])
         return self.remote[reference]
 

@@ -21,6 +21,7 @@ from homelab_llm.core.routing import Target
 from homelab_llm.inference.controller import boot, explaining, loading, reconciling, status
 from homelab_llm.inference.controller.board import Board
 from homelab_llm.inference.controller.entries import options, registered
+from homelab_llm.inference.controller.obtaining import complete
 from homelab_llm.inference.controller.seams import Fleet, Ports, Registry, Shelf
 from homelab_llm.inference.controller.snapshot import full_name
 from homelab_llm.inference.controller.work import Work
@@ -110,6 +111,10 @@ class Controller:
         """What the registry says about how a model is run, for the planner; a look-up."""
         entry = self._board.snapshot.by_model.get(full_name(model.name))
         return ModelOptions() if entry is None else options(entry)
+
+    async def pulled(self, reference: str, name: str) -> None:
+        """A model came into the store: the registry's wish for it, if there is one, is fulfilled."""
+        await self._whole(complete(self._board, reference, name))
 
     # --- gateway.seams.Router -------------------------------------------------------------------------------
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from functools import partial
 
-from homelab_llm.core.errors import Cancelled, InvalidInput, ModelNotFound
+from homelab_llm.core.errors import InvalidInput, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.registry.entry import Entry
+from homelab_llm.core.registry.state import RegistryState
 from homelab_llm.inference.controller.board import Board
 from homelab_llm.inference.controller.entries import registered
 from homelab_llm.inference.controller.work import Work
@@ -35,19 +34,32 @@ async def obtain(board: Board, work: Work, text: str) -> tuple[Entry, StoredMode
     return known, model
 
 
+async def complete(board: Board, reference: str, name: str) -> None:
+    """A model was pulled: the intent that asks for this reference, or for a model of this name, is one no more."""
+    model = board.find(name)
+
+    def asked(entry: Entry) -> bool:
+        wants = {entry.repo_id or entry.model_id, entry.model_id}
+        return entry.is_intent and bool(wants & {reference, reference.removeprefix("hf:"), name})
+
+    def move(state: RegistryState) -> RegistryState:
+        slug = next((slug for slug, entry in sorted(state.entries.items()) if asked(entry)), "")
+        return registered(state, model, slug) if model is not None and slug else state
+
+    if model is not None and any(map(asked, board.snapshot.state.entries.values())):
+        await board.change(move)
+
+
 async def _pull(board: Board, work: Work, text: str, entry: Entry | None) -> StoredModel:
     reference = (entry.repo_id or entry.model_id) if entry else text
-    loop, left = asyncio.get_running_loop(), threading.Event()
 
     def progress(stage: str, done: float) -> None:
-        if left.is_set():
-            raise Cancelled(f"pulling {reference} was called off; what was received is kept")
-        loop.call_soon_threadsafe(partial(work.tell, "pulling", f"{reference}: {stage}", done=done))
+        work.tell("pulling", f"{reference}: {stage}", done=done)
 
     work.tell("pulling", reference)
     failpoint("controller.before_pull")
     try:
-        model = await asyncio.to_thread(board.shelf.pull, reference, progress)
+        model = await board.shelf.pull(reference, progress)
     except ModelNotFound as error:
         if entry is not None:
             raise
@@ -59,7 +71,5 @@ async def _pull(board: Board, work: Work, text: str, entry: Entry | None) -> Sto
     except InvalidInput as error:
         error.hint = error.hint or "mlxctl list"
         raise
-    finally:
-        left.set()
     failpoint("controller.after_pull")
     return model

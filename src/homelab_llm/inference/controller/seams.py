@@ -52,8 +52,10 @@ class Shelf(Protocol):
         """Changes whenever ``models()`` would answer something else; cheap."""
         ...
 
-    def pull(self, reference: str, progress: PullProgress) -> StoredModel:
-        """Bring a model into the store; blocks. ``progress`` gets the stage and 0 to 1; what it raises ends the pull.
+    async def pull(self, reference: str, progress: PullProgress) -> StoredModel:
+        """Bring a model into the store; ``progress`` gets the stage and 0 to 1, on the event loop.
+
+        Cancelling the call ends the pull, unless somebody else wants the same.
 
         Raises:
             InvalidInput, ModelNotFound, TransferError, DiskFull: nothing is in the store that was not before.

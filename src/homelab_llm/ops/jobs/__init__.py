@@ -1,0 +1,1 @@
+"""Long work on models, done by programs that the daemon starts."""
