@@ -196,6 +196,6 @@ def _choice_needed(groups: Mapping[str, list[str]], sizes: Mapping[str, int | No
     usual = next((first for first in groups if "q4_k_m" in first.lower()), next(iter(groups)))
     return InvalidInput(
         f"{reference} holds {len(groups)} GGUF models: {', '.join(lines[:_SHOWN_CHOICES])}",
-        hint=f"mlxctl pull '{reference}#{usual}'",
+        hint=f"mlxctl pull '{reference}#{usual}'" if reference.startswith(("hf:", "file:")) else f"--include '{usual}'",
         choices=list(groups)[:_SHOWN_CHOICES],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from homelab_llm.core.digests import Digest
@@ -244,6 +244,15 @@ class ModelStore:
             freed += free_partials(self._layout, keep_partials_s, now)
             freed += PruneReport(bytes_freed=free_scratch(self._layout))
             return freed + free_leftovers(self._layout, index)
+
+    def free(self, digests: Iterable[Digest]) -> PruneReport:
+        """Let go of blobs that were needed on the way only, and free them where no model has them."""
+        digests = list(digests)
+        if not digests:
+            return PruneReport()
+        with self._layout.locked(), disk_full_is_typed(self.root):
+            self._blobs.release_locked(digests)
+            return free_blobs(self._layout, read_index(self._layout), digests, time.time())
 
     def view(self, model: StoredModel) -> Path:
         """A folder with the model's real file names, links into the blobs; read-only, gone with the model.

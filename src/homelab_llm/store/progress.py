@@ -30,7 +30,8 @@ _SMOOTHING_S = 3.0
 class JobProgress:
     """One report. Bytes count over all files, kept ones included; ``total_bytes`` is None while unknown.
 
-    ``bytes_per_s`` is smoothed over some seconds and 0 at first; ``eta_s`` is None while it cannot be told.
+    ``bytes_per_s`` is smoothed over some seconds and 0 at first; ``eta_s`` is None while it cannot be told. ``note`` is
+    something people should know, told once.
     """
 
     stage: Stage
@@ -39,6 +40,7 @@ class JobProgress:
     total_bytes: int | None = None
     bytes_per_s: float = 0.0
     eta_s: float | None = None
+    note: str = ""
 
 
 class Progress:
@@ -68,6 +70,10 @@ class Progress:
         if stage != self._stage or self._reported_at == float("-inf"):
             self._stage = stage
             self._send()
+
+    def note(self, text: str) -> None:
+        """Tell people something, for example what of a model was left out."""
+        self._report(JobProgress(self._stage, note=text))
 
     def total(self, sizes: list[int | None]) -> None:
         """What all files together will have; unknown when one is."""

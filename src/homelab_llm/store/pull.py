@@ -24,8 +24,9 @@ from homelab_llm.store.choice import Wanted
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
 from homelab_llm.store.progress import JobProgress, Progress
-from homelab_llm.store.sources.base import GitBlobHash, RemoteFile, RemoteModel, Source
+from homelab_llm.store.sources.base import GitBlobHash, PackedModel, RemoteFile, RemoteModel, Source, agreed_facts
 from homelab_llm.store.sources.table import PullSettings, open_source
+from homelab_llm.store.unpacking import select_packed, unpack
 
 if TYPE_CHECKING:
     from homelab_llm.store.blobs import BlobWriter
@@ -39,6 +40,8 @@ FAILPOINTS = (
     "pull.chunk",
     "pull.file.fetched",
     "pull.file.committed",
+    "pull.unpacking",
+    "pull.unpacked",
     "pull.inspected",
     "pull.added",
 )
@@ -112,6 +115,8 @@ def pull_from(
     report.stage("resolving")
     remote = source.resolve(reference)
     remote = replace(remote, licence=remote.licence or licence)
+    for note in remote.notes:
+        report.note(note)
     failpoint("pull.resolved")
     return _Pull(store, source, remote, settings, report).run(ref)
 
@@ -128,9 +133,12 @@ class _Pull:
 
     def run(self, ref: ModelRef | None) -> StoredModel:
         """Fetch all files, look at them, add the model. Blobs of a model that is refused are let go."""
-        self.report.total([file.size_bytes for file in self.remote.files])
         digests: dict[str, Digest] = {}
+        archives: list[Digest] = []
         try:
+            if self.remote.packed:
+                self._fetch_packed(self.remote.packed, digests, archives)
+            self.report.total([file.size_bytes for file in self.remote.files])
             files = sorted(self.remote.files, key=lambda file: (is_weight(file.path), file.path))
             for index, file in enumerate(files):
                 if is_weight(file.path):
@@ -138,7 +146,7 @@ class _Pull:
                 digests[file.path] = self._fetch(file, files[index + 1 :])
             self.report.stage("inspecting")
             facts = inspect_model(self._paths(digests))
-            facts = replace(facts, licence=facts.licence or self.remote.licence)
+            facts = agreed_facts(facts, self.remote)
             failpoint("pull.inspected")
             tag = self.remote.tag or tag_of(facts.quantization)
             chosen = ref or ModelRef.parse(f"{self.remote.repository}:{tag}")
@@ -147,17 +155,44 @@ class _Pull:
                 chosen,
                 digests,
                 facts,
-                source=self.remote.origin or self.remote.source,
+                source=self.remote.source if self.remote.origin is None else self.remote.origin,
                 pulled_from=self.remote.source,
                 defaults=self.remote.defaults,
                 provenance=self.remote.provenance,
             )
         except BaseException:
-            self.store.blobs.release(digests.values())
+            self.store.blobs.release([*digests.values(), *archives])
             raise
+        self.store.free(archives)
         failpoint("pull.added")
         self.report.stage("done")
         return model
+
+    def _fetch_packed(self, packed: PackedModel, digests: dict[str, Digest], archives: list[Digest]) -> None:
+        """Fetch the archives, choose, and make their files blobs; the other files are left to be fetched."""
+        known = next((model for model in self.store.models() if model.source == self.remote.source), None)
+        if known is not None and self._hold_all(known, digests):
+            return
+        layers = [archive.layer for archive in packed.outline.archives]
+        files = [RemoteFile(f"layer-{n}.tar", str(a.digest), a.size_bytes, a.digest) for n, a in enumerate(layers, 1)]
+        self.report.total([file.size_bytes for file in files])
+        for index, file in enumerate(files):
+            archives.append(self._fetch(file, files[index + 1 :]))
+        self.report.stage("inspecting")
+        selection = select_packed(self.store.blobs, packed)
+        plain = tuple(RemoteFile(p, str(d.digest), d.size_bytes, d.digest) for p, d in selection.layers.items())
+        self.remote = replace(self.remote, files=plain)
+        self.report.stage("storing")
+        unpack(self.store.blobs, selection.members, digests.__setitem__)
+
+    def _hold_all(self, model: StoredModel, digests: dict[str, Digest]) -> bool:
+        """Take the files of a model that came from the same pinned place; False when one is gone."""
+        for path, file in model.files.items():
+            digest = Digest(file.name)
+            if not self.store.blobs.hold(digest):
+                return False
+            digests[path] = digest
+        return True
 
     def _paths(self, digests: Mapping[str, Digest]) -> dict[str, Path]:
         return {path: self.store.blobs.path(digest) for path, digest in digests.items()}

@@ -99,6 +99,9 @@ def show_progress(
         def show(progress: JobProgress) -> None:
             if events:
                 invocation.output.event({"status": status, **asdict(progress)})
+            if progress.note:
+                invocation.output.note(progress.note)
+                return
             bar.update(progress.stage, progress.done_bytes, progress.total_bytes, _pace(progress))
 
         yield show

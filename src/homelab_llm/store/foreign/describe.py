@@ -32,8 +32,7 @@ def describe(content: bytes, config: bytes = b"{}") -> Outline:
     own = _own(content, manifest)
     if own is not None and own.facts is not None:
         return own
-    reader = next((reader for reader in _READERS if reader.knows(manifest)), plain)
-    outline = reader.outline(manifest, config)
+    outline: Outline = next((reader for reader in _READERS if reader.knows(manifest)), plain).outline(manifest, config)
     if not outline.parts and not outline.archives:
         raise BadManifest(f"the {outline.kind} artifact holds no weights")
     _check(outline)

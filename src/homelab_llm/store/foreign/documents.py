@@ -36,7 +36,7 @@ class Descriptor:
     media_type: str
     digest: Digest
     size_bytes: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     artifact_type: str = ""
 
     @property

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 from homelab_llm.core.errors import BadManifest
 from homelab_llm.store.foreign.outline import Compression
@@ -28,10 +28,11 @@ _MAX_FILE_BYTES = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a layer: its name as it stands there without ``./``, and its size."""
+    """A file in a layer: its name as it stands there without ``./``, its size, and where it begins (unpacked)."""
 
     name: str
     size_bytes: int
+    offset: int
 
 
 def list_members(path: Path, compression: Compression) -> list[Member]:
@@ -59,17 +60,23 @@ def read_members(
 def _walk(path: Path, compression: Compression) -> Iterator[tuple[Member, Iterator[bytes]]]:
     with path.open("rb") as raw:
         packed_bytes = path.stat().st_size
-        stream = _Bounded(gzip.GzipFile(fileobj=raw) if compression else raw, packed_bytes, seekable=not compression)
+        plain: BinaryIO = cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if compression else raw
+        stream = _Bounded(plain, packed_bytes, seekable=not compression)
         yield from _members(stream)
 
 
 class _Bounded:
     """Reads exactly, counts, and stops when more came out than a model can have shrunk to."""
 
-    def __init__(self, stream: IO[bytes], packed_bytes: int, *, seekable: bool) -> None:
+    def __init__(self, stream: BinaryIO, packed_bytes: int, *, seekable: bool) -> None:
         self._stream, self._seekable = stream, seekable
         self._limit = packed_bytes if seekable else packed_bytes * MAX_RATIO + _SPARE_BYTES
         self._done = 0
+
+    @property
+    def at(self) -> int:
+        """How many bytes came by."""
+        return self._done
 
     def read(self, count: int) -> bytes:
         """So many bytes, or fewer at the end; ``count`` is bounded by the caller."""
@@ -121,7 +128,7 @@ def _members(stream: _Bounded) -> Iterator[tuple[Member, Iterator[bytes]]]:
         if kind not in {b"0", b"\0"} or name.endswith("/"):
             raise BadManifest(f"a layer holds something that is not a plain file: {_shown(name)}", file=_shown(name))
         file = _File(stream, size)
-        yield Member(name, size), file.chunks()
+        yield Member(name, size, stream.at), file.chunks()
         file.finish()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import DigestMismatch
-from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, Provenance
+from homelab_llm.core.errors import BadManifest, DigestMismatch
+from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, ModelFacts, Provenance
 from homelab_llm.core.http import Body
+from homelab_llm.store.choice import Wanted
+from homelab_llm.store.foreign.outline import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,15 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedModel:
+    """A model of which some files lie in archives: its outline, and how hints call it."""
+
+    outline: Outline
+    reference: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteModel:
     """What a reference means, pinned: ``source`` is the reference with its revision, to pull the same again.
 
@@ -39,7 +50,11 @@ class RemoteModel:
     to what the files say (the quantization).
 
     A manifest of ours also carries what the model was when it was pushed: ``defaults``, ``provenance``, and ``origin``,
-    where it came from first (empty: ``source``). With these the model gets the same digest here.
+    where it came from first (None: ``source``). With these the model gets the same digest here; ``facts`` are what it
+    says of the files, and are held against them.
+
+    ``packed``: some files lie in archives and only those say which; ``files`` is empty then. ``notes`` tell people what
+    was left out.
     """
 
     source: str
@@ -49,7 +64,10 @@ class RemoteModel:
     licence: str = ""
     defaults: ModelDefaults = NO_DEFAULTS
     provenance: Provenance = NO_PROVENANCE
-    origin: str = ""
+    origin: str | None = None
+    facts: ModelFacts | None = None
+    packed: PackedModel | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,28 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of connections and temporary files."""
         ...
+
+
+_TOLD = ("size_bytes", "licence")  # a licence may be told, and sizes count what was added to a base
+
+
+def agreed_facts(found: ModelFacts, remote: RemoteModel) -> ModelFacts:
+    """The facts to record: what the files say, completed by what the source says.
+
+    Raises:
+        BadManifest: a manifest of ours says other things than the files.
+    """
+    if remote.facts is None:
+        return replace(found, licence=found.licence or remote.licence)
+    told = remote.facts
+    own, theirs = found.as_dict(), told.as_dict()
+    if wrong := [name for name in own if name not in _TOLD and own[name] != theirs[name]]:
+        raise BadManifest(
+            f"the manifest says other things of the model than its files do: {', '.join(wrong)}",
+            hint="somebody changed it; pull the model from where it was made",
+            fields=wrong,
+        )
+    return told
 
 
 class GitBlobHash:

@@ -6,7 +6,8 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homelab_llm.core.errors import InvalidInput, SourceUnavailable
@@ -14,17 +15,22 @@ from homelab_llm.core.http import HttpClient, HttpLimits
 from homelab_llm.core.urls import UrlPolicy, origin_of
 from homelab_llm.store.catalogue import CatalogueEntry, find
 from homelab_llm.store.choice import ANYTHING, Wanted
+from homelab_llm.store.oci.client import RegistryClient, open_registry
 from homelab_llm.store.references import (
     CatalogueReference,
+    FileReference,
     HubReference,
+    OciReference,
+    OllamaReference,
     PackageReference,
     Reference,
-    WebReference,
     parse,
 )
 from homelab_llm.store.sources.base import Source
+from homelab_llm.store.sources.files import FileSource
 from homelab_llm.store.sources.https import HttpsSource
 from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
+from homelab_llm.store.sources.oci import RegistrySource
 from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
 from homelab_llm.store.sources.xet import xet_available
@@ -104,7 +110,7 @@ def open_source(text: str, settings: PullSettings, wanted: Wanted = ANYTHING) ->
     if isinstance(reference, CatalogueReference):
         entry = find(reference.name)
         reference = parse(entry.reference_for(settings.apple))
-    if wanted != ANYTHING and not isinstance(reference, HubReference):
+    if wanted != ANYTHING and not isinstance(reference, HubReference | OciReference):
         raise InvalidInput(
             "patterns choose among the files of a repository, and this reference names the files itself",
             hint=f"mlxctl pull {text}",
@@ -122,10 +128,25 @@ def _source_of(reference: Reference, settings: PullSettings, wanted: Wanted, ent
             return PackageSource(client, Pip(settings.environ), dict(entry.pins) if entry else {})
         case HubReference():
             return _hub(client, settings, wanted)
-        case WebReference():
-            return HttpsSource(client)
+        case OciReference():
+            return RegistrySource(open_registry(reference.host, settings, repository=reference.name), wanted)
+        case OllamaReference():
+            return RegistrySource(_library(reference, settings))
+        case FileReference():
+            return FileSource(Path.cwd(), Path(settings.environ.get("HOME", "/")))
         case _:
-            raise InvalidInput("nothing is pulled from there", field="reference")
+            return HttpsSource(client)
+
+
+def _library(reference: OllamaReference, settings: PullSettings) -> RegistryClient:
+    """The Ollama library, or the machine a reference names, which then needs to be public, local or listed."""
+    if reference.host:
+        return open_registry(reference.host, settings)
+    origin = origin_of(settings.ollama_registry)
+    if settings.ollama_registry.rstrip("/") == DEFAULT_OLLAMA:
+        return open_registry(origin.host, settings)
+    listed = replace(settings, registries=(*settings.registries, str(origin)))  # the operator named it
+    return open_registry(str(origin).partition("://")[2], listed)
 
 
 def _hub(client: HttpClient, settings: PullSettings, wanted: Wanted) -> Source:

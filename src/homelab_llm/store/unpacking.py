@@ -1,0 +1,62 @@
+"""Unpacking: the files of tar layers become blobs of their own. The layer itself is not kept.
+
+First all names and sizes of all layers are looked at, then what makes the model is chosen, and only that is unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from homelab_llm.core.digests import Digest
+from homelab_llm.core.errors import BadManifest
+from homelab_llm.core.failpoints import failpoint
+from homelab_llm.store.blobs import BlobStore
+from homelab_llm.store.foreign.outline import Archive
+from homelab_llm.store.foreign.selection import Selection, select
+from homelab_llm.store.foreign.tar_layers import list_members, read_members
+from homelab_llm.store.sources.base import PackedModel
+
+
+def select_packed(blobs: BlobStore, packed: PackedModel) -> Selection:
+    """Which files of the artifact make the model; its archives are in the store.
+
+    Raises:
+        BadManifest, InvalidInput, UnsafeModel, SourceNotFound: see ``select`` and ``list_members``.
+    """
+    members = {
+        archive: list_members(blobs.path(archive.layer.digest), archive.compression)
+        for archive in packed.outline.archives
+    }
+    return select(packed.outline, packed.reference, members, packed.wanted)
+
+
+def unpack(
+    blobs: BlobStore,
+    members: Mapping[str, tuple[Archive, str]],
+    kept: Callable[[str, Digest], None],
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write the chosen files as blobs.
+
+    Args:
+        kept: told the path and the blob of each, which stays held until it is added or released.
+        progress: told the bytes of the file that is being written.
+
+    Raises:
+        BadManifest: a layer contradicts what it said when it was listed.
+        DiskFull: nothing half-written can be seen.
+    """
+    for archive in dict.fromkeys(archive for archive, _ in members.values()):
+        paths = {name: path for path, (own, name) in members.items() if own == archive}
+        for member, chunks in read_members(blobs.path(archive.layer.digest), archive.compression, paths):
+            key = f"{archive.layer.digest}\n{member.name}"
+            with blobs.open_writer(key, size_bytes=member.size_bytes) as writer:
+                for chunk in chunks:
+                    writer.write(chunk)
+                    progress(writer.offset)
+                failpoint("pull.unpacking")
+                digest = writer.commit()
+            kept(paths.pop(member.name), digest)
+            failpoint("pull.unpacked")
+        if paths:
+            raise BadManifest("a layer changed while it was unpacked")
