@@ -40,8 +40,6 @@ FAILPOINTS = (
     "pull.chunk",
     "pull.file.fetched",
     "pull.file.committed",
-    "pull.unpacking",
-    "pull.unpacked",
     "pull.inspected",
     "pull.added",
 )

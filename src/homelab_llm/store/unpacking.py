@@ -16,6 +16,9 @@ from homelab_llm.store.foreign.selection import Selection, select
 from homelab_llm.store.foreign.tar_layers import list_members, read_members
 from homelab_llm.store.sources.base import PackedModel
 
+FAILPOINTS = ("unpack.listed", "unpack.written", "unpack.kept")
+"""Every failpoint of unpacking, passed between those of the pull."""
+
 
 def select_packed(blobs: BlobStore, packed: PackedModel) -> Selection:
     """Which files of the artifact make the model; its archives are in the store.
@@ -27,6 +30,7 @@ def select_packed(blobs: BlobStore, packed: PackedModel) -> Selection:
         archive: list_members(blobs.path(archive.layer.digest), archive.compression)
         for archive in packed.outline.archives
     }
+    failpoint("unpack.listed")
     return select(packed.outline, packed.reference, members, packed.wanted)
 
 
@@ -54,9 +58,9 @@ def unpack(
                 for chunk in chunks:
                     writer.write(chunk)
                     progress(writer.offset)
-                failpoint("pull.unpacking")
+                failpoint("unpack.written")
                 digest = writer.commit()
             kept(paths.pop(member.name), digest)
-            failpoint("pull.unpacked")
+            failpoint("unpack.kept")
         if paths:
             raise BadManifest("a layer changed while it was unpacked")
