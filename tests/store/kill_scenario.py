@@ -90,7 +90,7 @@ def examine(root: Path) -> dict[str, Any]:
 
 def orphans(store: ModelStore) -> list[str]:
     """Every file of the store that no model accounts for."""
-    expected = {"oci-layout", "index.json", "store.lock"}
+    expected = {"oci-layout", "index.json", "store.lock", "verified"}
     for model in store.models():
         manifest = json.loads(store.blobs.path(model.digest).read_bytes())
         digests = [str(model.digest), manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import sys
 from functools import cache
 from pathlib import Path
@@ -24,6 +22,9 @@ def boot_id() -> str:
 
 
 def _sysctl(name: bytes) -> str:
+    import ctypes
+    import ctypes.util
+
     library = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
     buffer, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
     if library.sysctlbyname(name, buffer, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0:

@@ -20,6 +20,7 @@ from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.layout import Layout, disk_full_is_typed
 from homelab_llm.store.partials import Partial, PartialRecord, finished_digest
 from homelab_llm.store.pins import Pins
+from homelab_llm.store.verification import Verification
 from homelab_llm.store.writer import BlobWriter
 
 __all__ = ["BlobStore", "BlobWriter"]
@@ -31,6 +32,12 @@ class BlobStore:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._pins = Pins(layout)
+        self._verification = Verification(layout)
+
+    @property
+    def verification(self) -> Verification:
+        """Which blobs are known to be good."""
+        return self._verification
 
     def path(self, digest: Digest) -> Path:
         """Where the blob is, or would be."""
@@ -80,8 +87,8 @@ class BlobStore:
         """Start or continue writing one blob; blocks while another thread or process writes the same ``key``.
 
         Bytes kept from a killed writer are used again when ``expected`` and ``validator`` are what they were
-        and not both empty; ``offset`` of the writer says how many. When the blob is already there, or
-        whoever wrote it before us finished it, the writer is ``complete``: nothing is to be sent.
+        and not both empty; ``offset`` of the writer says how many. When the blob is already there (and not known to
+        be damaged), or whoever wrote it before us finished it, the writer is ``complete``: nothing is to be sent.
 
         Args:
             key: what is written, for example an address; equal keys share one partial.
@@ -110,7 +117,8 @@ class BlobStore:
         )
         try:
             there = expected or _finished_before(partial, validator)
-            if there is not None and size_bytes in (None, self.size_bytes(there)) and self.hold(there):
+            usable = there is not None and self._verification.verdict(there) != "bad"
+            if there is not None and usable and size_bytes in (None, self.size_bytes(there)) and self.hold(there):
                 writer.find(there, self.size_bytes(there) or 0)
             else:
                 writer.open()
@@ -131,6 +139,7 @@ class BlobStore:
                 publish(part, self._layout.blob(digest))
                 part.unlink(missing_ok=True)  # rename does nothing when both are links to one inode
                 failpoint("store.blob.renamed")
+                self._verification.published_locked(digest)
             except BaseException:
                 self._pins.release([digest])
                 raise

@@ -102,6 +102,13 @@ class KeptGists:
         except (OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
 
+    def recall(self, digest: Digest) -> Gist | None:
+        """The gist of a manifest that is lost; whoever writes it again must see that it has this digest."""
+        try:
+            return _parsed(self._kept[digest.hex])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
     def put(self, digest: Digest, gist: Gist) -> None:
         """This one had to be read."""
         with contextlib.suppress(OSError):

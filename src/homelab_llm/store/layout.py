@@ -59,6 +59,7 @@ FAILPOINTS = (
     "store.import.cloned",
     "store.import.file",
     "store.import.inspected",
+    "store.verified.note",
 )
 """Every failpoint of the store, for tests that must miss none; ``atomic.before_rename`` (core) is passed as well."""
 

@@ -27,6 +27,7 @@ from homelab_llm.store.manifests import Layer, encode_config, encode_manifest
 from homelab_llm.store.pins import KEPT_S
 from homelab_llm.store.scratch import free_scratch
 from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
+from homelab_llm.store.verification import Verification
 from homelab_llm.store.views import view_folder
 
 _CLOSEST = 3
@@ -49,8 +50,18 @@ class ModelStore:
         return self._layout.root
 
     @property
+    def layout(self) -> Layout:
+        """Where its files lie; for the parts of the store."""
+        return self._layout
+
+    @property
     def blobs(self) -> BlobStore:
         return self._blobs
+
+    @property
+    def verification(self) -> Verification:
+        """Which blobs are known to be good."""
+        return self._blobs.verification
 
     def stamp(self) -> Stamp:
         """Changes whenever ``models()`` would answer something else; one system call."""
@@ -67,6 +78,14 @@ class ModelStore:
     def problems(self) -> list[Problem]:
         """What is wrong in the store: models that are not listed because something of theirs is damaged."""
         return list(self._current().problems)
+
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """The entries of the index that a name means, also a damaged model's; never none.
+
+        Raises:
+            InvalidName, InvalidDigest: outside the grammar. ModelNotFound: with the ``closest`` names.
+        """
+        return self._entries(read_index(self._layout), ModelRef.parse(name))
 
     def resolve(self, name: str) -> StoredModel:
         """The model of a name: ``smollm2:135m``, ``smollm2`` (means ``latest``), ``smollm2@sha256:…``, ``sha256:…``.

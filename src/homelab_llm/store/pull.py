@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from homelab_llm.store.blobs import BlobWriter
     from homelab_llm.store.model_store import ModelStore
 
-__all__ = ["FAILPOINTS", "JobProgress", "PullSettings", "pull", "pull_from"]
+__all__ = ["FAILPOINTS", "JobProgress", "PullSettings", "fetch_files", "pull", "pull_from"]
 
 FAILPOINTS = (
     "pull.resolved",
@@ -117,6 +117,31 @@ def pull_from(
         report.note(note)
     failpoint("pull.resolved")
     return _Pull(store, source, remote, settings, report).run(ref)
+
+
+def fetch_files(
+    store: ModelStore,
+    source: Source,
+    remote: RemoteModel,
+    files: Sequence[RemoteFile],
+    *,
+    settings: PullSettings,
+    report: Progress,
+) -> dict[str, Digest]:
+    """Fetch some files of a resolved model into blobs, in place of any that are known to be damaged; for ``repair``.
+
+    The blobs stay held until a model has them or they are released. Raises as ``pull``.
+    """
+    pulling = _Pull(store, source, remote, settings, report)
+    report.total([file.size_bytes for file in files])
+    digests: dict[str, Digest] = {}
+    try:
+        for index, file in enumerate(files):
+            digests[file.path] = pulling._fetch(file, list(files[index + 1 :]))
+    except BaseException:
+        store.blobs.release(digests.values())
+        raise
+    return digests
 
 
 @dataclass(slots=True)
