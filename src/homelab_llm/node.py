@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from homelab_llm import __version__
@@ -20,8 +20,9 @@ from homelab_llm.core.events import EventBus
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.jobs import Job
 from homelab_llm.core.paths import Home
+from homelab_llm.core.registry.handles import ManagedBy
 from homelab_llm.core.settings import Settings
-from homelab_llm.data.inventory import Service
+from homelab_llm.data.inventory import Forecast, Service
 from homelab_llm.data.jobs import JobRows
 from homelab_llm.data.system import SystemData
 from homelab_llm.gateway.app import App, Parts
@@ -101,6 +102,7 @@ class Node:
         shutdown: what ``POST /admin/shutdown`` does; without it the daemon cannot be stopped over HTTP.
         restart: what ``POST /admin/restart`` does, with the Python to run the next daemon (empty = ours).
         jobs: makes the runner of long work; without one there are no jobs, and a load pulls in a thread of its own.
+        managed_by: what keeps the daemon running, for ``handles.jsonl``.
 
     ``listeners``, ``warnings`` and ``slot_problems`` are filled by whoever binds the addresses, for ``/admin/status``
     and for the controller: ``slot_problems`` are the slot ports that are not ours, with ``{pid, name, text}``.
@@ -116,9 +118,11 @@ class Node:
         shutdown: Callable[[], None] | None = None,
         restart: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
         jobs: Callable[[JobParts], JobRunner] | None = None,
+        managed_by: ManagedBy = "manual",
     ) -> None:
         self.home = home
         self.settings = settings
+        self._managed_by = managed_by
         self.listeners: list[str] = []
         self.warnings: list[dict[str, str]] = []
         self.slot_problems: Mapping[int, dict[str, Any]] = {}
@@ -273,16 +277,31 @@ class Node:
             ),
         ]
 
-    def _estimate_bytes(self, model: StoredModel) -> int:
-        """The memory a model would take by calculation; 0 where no engine here runs it."""
+    def _foresee(self, model: StoredModel) -> Forecast:
+        """What running a model here would take by calculation; why not, where no engine here runs it."""
         try:
-            return self._planner(model).demand.footprint_bytes
-        except HomelabError:
+            planned = self._planner(model)
+            return Forecast(
+                footprint_bytes=planned.demand.footprint_bytes,
+                memory_4k_bytes=self._memory_bytes(model, 4096),
+                memory_32k_bytes=self._memory_bytes(model, 32_768),
+                memory_full_bytes=self._memory_bytes(model, model.facts.context_tokens),
+                engine=planned.engine,
+                engine_reason=planned.warning,
+            )
+        except HomelabError as error:
+            return Forecast(engine_reason=error.message)
+
+    def _memory_bytes(self, model: StoredModel, context_tokens: int) -> int:
+        """For one request with so much context; 0 where the model was not made for as much."""
+        if not context_tokens or context_tokens > model.facts.context_tokens:
             return 0
+        return self._alone(model, context_tokens).demand.footprint_bytes
 
     async def _keep_stock(self) -> None:
         """Write down what this node consists of, and again whenever the store changed."""
         counted: object = None
+        named: object = None
         told: list[Service] = []
         await asyncio.sleep(STOCK_AFTER_S)
         while True:
@@ -292,7 +311,11 @@ class Node:
                     await asyncio.to_thread(self.data.take_services, services)
                     told = services
                 if stamp != counted:
-                    await asyncio.to_thread(self.data.take_models, self.store.models(), self._estimate_bytes)
+                    await asyncio.to_thread(self.data.take_models, self.store.models(), self._foresee)
+                if (stamp, revision := await asyncio.to_thread(self.data.registry.revision)) != named:
+                    slots = self.settings.slots.table()
+                    await asyncio.to_thread(self.data.export_handles, self.store.models(), slots, self._managed_by)
+                    named = (stamp, revision)
                 counted = stamp
             except HomelabError as error:
                 log.warning("the inventory could not be written", extra={"reason": error.message})
@@ -334,6 +357,8 @@ class Node:
             threads=self.settings.engine.threads,
         )
         self._planner = Planner(engines, options, self.settings.engine.prefer, self.home.derived, self._chosen)
+        one = replace(options, parallel=1)
+        self._alone = Planner(engines, one, self.settings.engine.prefer, self.home.derived, self._chosen)
         return FleetLoop(
             plan=self._planner,
             workers=self._supervise,

@@ -15,7 +15,7 @@ from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.data.database import Database
 from homelab_llm.data.deployments import end_others, follow_events
 from homelab_llm.data.footprints import Footprints
-from homelab_llm.data.inventory import Inventory, Service
+from homelab_llm.data.inventory import Forecast, Inventory, Service
 from homelab_llm.data.tables import deployments, endpoints, hosts, model_files, models, services
 
 
@@ -25,20 +25,23 @@ def model(name: str, digit: str = "a", path: Path | None = None) -> StoredModel:
     return StoredModel(name, Digest(f"sha256:{digit * 64}"), facts, files, size_bytes=100, source="hf:o/r")
 
 
-@pytest.mark.requirement("R-D1", "R-D3")
+@pytest.mark.requirement("R-D1", "R-D3", "R-M9")
 def test_models_become_rows_and_leave_with_their_files(database: Database, tmp_path: Path) -> None:
     file = tmp_path / "blob"
     file.write_bytes(b"12345")
     inventory = Inventory(database)
-    assert inventory.sync_models([model("a:latest", path=file), model("b:latest", "b")], lambda _: 400) == 2
+    foreseen = Forecast(500, 1, 2, 3, "llama.cpp", "warm")
+    assert inventory.sync_models([model("a:latest", path=file), model("b:latest", "b")], lambda _: Forecast(400)) == 2
     assert inventory.sync_models([model("a:latest", path=file), model("b:latest", "b")]) == 0
-    assert inventory.sync_models([model("a:latest", "c", file)], lambda _: 500) == 2
+    assert inventory.sync_models([model("a:latest", "c", file)], lambda _: foreseen) == 2
     with database.read() as connection:
         row = connection.execute(select(models)).mappings().one()
         files = connection.execute(select(model_files.c.path, model_files.c.size_bytes)).all()
     assert (row["model"], row["weights_bytes"], row["size_on_disk_bytes"]) == ("a:latest", 90, 100)
     assert (row["footprint_estimated_bytes"], row["licence"], row["source"]) == (500, "apache-2.0", "hf:o/r")
     assert row["doc"] == "mlxctl show a:latest"
+    assert (row["memory_4k_bytes"], row["memory_32k_bytes"], row["memory_full_bytes"]) == (1, 2, 3)
+    assert (row["engine"], row["engine_reason"]) == ("llama.cpp", "warm")
     assert [tuple(found) for found in files] == [(str(file), 5)]
 
 

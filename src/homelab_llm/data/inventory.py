@@ -34,6 +34,25 @@ class Service:
     endpoints: tuple[tuple[str, str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What running a model here would take, by calculation; 0 or empty = not known.
+
+    ``footprint_bytes`` is for the context and the requests at once that are set, the others for one request.
+    ``engine_reason`` says why no engine runs it, or what is not as good as it could be.
+    """
+
+    footprint_bytes: int = 0
+    memory_4k_bytes: int = 0
+    memory_32k_bytes: int = 0
+    memory_full_bytes: int = 0
+    engine: str = ""
+    engine_reason: str = ""
+
+
+NOTHING_FORESEEN = Forecast()
+
+
 class Inventory:
     """Writes the inventory of one host."""
 
@@ -60,12 +79,12 @@ class Inventory:
                 _sync_service(connection, service, self._host_id, now_s)
 
     def sync_models(
-        self, present: Iterable[StoredModel], estimate_bytes: Callable[[StoredModel], int] = lambda _: 0
+        self, present: Iterable[StoredModel], foresee: Callable[[StoredModel], Forecast] = lambda _: NOTHING_FORESEEN
     ) -> int:
         """These models lie in the store; returns how many rows were added, changed or removed.
 
         Args:
-            estimate_bytes: the memory a model would take by calculation, asked for new and changed models only.
+            foresee: what running a model would take, asked for new and changed models only.
         """
         wanted = {model.name: model for model in present}
         with self._database.read() as connection:
@@ -74,25 +93,24 @@ class Inventory:
         gone = [name for name in known if name not in wanted]
         if not changed and not gone:
             return 0
-        estimates = {model.name: estimate_bytes(model) for model in changed}
+        forecasts = {model.name: foresee(model) for model in changed}
         with self._database.write() as connection:
             for name in [*gone, *(model.name for model in changed)]:
                 connection.execute(models.delete().where(models.c.model == name))
-            self._insert_models(connection, changed, estimates)
+            self._insert_models(connection, changed, forecasts)
         return len(changed) + len(gone)
 
-    def _insert_models(self, connection: Connection, new: Sequence[StoredModel], estimates: Mapping[str, int]) -> None:
+    def _insert_models(
+        self, connection: Connection, new: Sequence[StoredModel], forecasts: Mapping[str, Forecast]
+    ) -> None:
         if not new:
             return
         largest = select(footprints.c.digest, func.max(footprints.c.measured_bytes)).group_by(footprints.c.digest)
         measured: dict[str, int] = {row[0]: row[1] for row in connection.execute(largest)}
         now_s = self._unix_s()
         rows = [
-            _model_row(model, now_s)
-            | {
-                "footprint_estimated_bytes": estimates[model.name],
-                "footprint_measured_bytes": measured.get(str(model.digest), 0),
-            }
+            _model_row(model, forecasts[model.name], now_s)
+            | {"footprint_measured_bytes": measured.get(str(model.digest), 0)}
             for model in new
         ]
         connection.execute(models.insert(), rows)
@@ -163,7 +181,7 @@ def _put(
         connection.execute(table.insert().values(**key, **values, **first))
 
 
-def _model_row(model: StoredModel, now_s: float) -> dict[str, Any]:
+def _model_row(model: StoredModel, forecast: Forecast, now_s: float) -> dict[str, Any]:
     facts = model.facts
     return {
         "model": model.name,
@@ -180,6 +198,17 @@ def _model_row(model: StoredModel, now_s: float) -> dict[str, Any]:
         "doc": f"mlxctl show {model.name}",
         "created_unix_s": model.created_unix_s,
         "updated_unix_s": now_s,
+        "capabilities": ",".join(facts.capabilities),
+        "kv_bytes_per_token": facts.kv_bytes_per_token,
+        "footprint_estimated_bytes": forecast.footprint_bytes,
+        "memory_4k_bytes": forecast.memory_4k_bytes,
+        "memory_32k_bytes": forecast.memory_32k_bytes,
+        "memory_full_bytes": forecast.memory_full_bytes,
+        "engine": forecast.engine,
+        "engine_reason": forecast.engine_reason[:500],
+        "pulled_from": model.pulled_from,
+        "base": model.provenance.base,
+        "action": model.provenance.action,
     }
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from homelab_llm.core.errors import DatabaseUnavailable, SchemaTooNew
 from homelab_llm.data.address import Address
 
-HEAD = "0002"  # the newest revision of data/migrations
+HEAD = "0003"  # the newest revision of data/migrations
 _READ = "SELECT version_num FROM alembic_version"
 
 

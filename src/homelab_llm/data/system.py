@@ -13,12 +13,14 @@ from homelab_llm.core.errors import DatabaseUnavailable
 from homelab_llm.core.events import Event
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.paths import Home
+from homelab_llm.core.registry.handles import ManagedBy, handles_of
 from homelab_llm.core.registry.slots import SlotTable
 from homelab_llm.core.settings import DataSettings
 from homelab_llm.data.database import Database
 from homelab_llm.data.deployments import end_others, follow_events
 from homelab_llm.data.footprints import Footprints
-from homelab_llm.data.inventory import Inventory, Service
+from homelab_llm.data.handles_file import export_handles, handles_path
+from homelab_llm.data.inventory import Forecast, Inventory, Service
 from homelab_llm.data.jobs import JobRows
 from homelab_llm.data.keys import KeyRing
 from homelab_llm.data.recorder import Recorder
@@ -84,13 +86,21 @@ class SystemData:
         """Write down who can be asked on this node now; blocks."""
         self._inventory.sync_services(services)
 
-    def take_models(self, models: Sequence[StoredModel], estimate_bytes: Callable[[StoredModel], int]) -> None:
+    def take_models(self, models: Sequence[StoredModel], foresee: Callable[[StoredModel], Forecast]) -> None:
         """Write down which models lie in the store; blocks.
 
         Args:
-            estimate_bytes: the memory a model would take by calculation.
+            foresee: what running a model here would take.
         """
-        self._inventory.sync_models(models, estimate_bytes)
+        self._inventory.sync_models(models, foresee)
+
+    def export_handles(self, models: Sequence[StoredModel], slots: SlotTable, managed_by: ManagedBy) -> None:
+        """Bring ``handles.jsonl`` beside the exported registry up to date; blocks. A file never made stays absent
+        while there is nothing to say.
+        """
+        embedders = {model.name for model in models if "embedding" in model.facts.capabilities}
+        found = handles_of(self.registry.read(), slots, embedders, managed_by)
+        export_handles(handles_path(self.registry.path, self._home), found)
 
     def close(self, *, succeeded: bool = False) -> None:
         """Write the last rows; blocks.

@@ -116,6 +116,16 @@ models = Table(
     _text("doc", "where to read more"),
     _real("created_unix_s"),
     _real("updated_unix_s"),
+    _text("capabilities", "chat, tools, vision, thinking, embedding, …, by commas"),
+    _integer("kv_bytes_per_token", "of the 16-bit KV cache, 0 = unknown"),
+    _integer("memory_4k_bytes", "one request with 4,096 tokens of context, 0 = it has no such context"),
+    _integer("memory_32k_bytes", "one request with 32,768 tokens"),
+    _integer("memory_full_bytes", "one request with all its context"),
+    _text("engine", "that would run it here; empty = none"),
+    _text("engine_reason", "why none does, or a warning"),
+    _text("pulled_from", "the reference that repairs it"),
+    _text("base", "the model it was made from here"),
+    _text("action", "how: create, convert, quantize or fuse"),
     info={"doc": "Models that lie in the store."},
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from homelab_llm.gateway.server import FrontDoor
 from homelab_llm.node import JobParts, Node
 from homelab_llm.ops.jobs.runner import Runner
 from homelab_llm.ops.record import update_record
+from homelab_llm.ops.service.choose import manager_name
 
 if TYPE_CHECKING:
     from homelab_llm.inference.engines.base import Engine
@@ -44,7 +47,15 @@ class NodeHouse:
     ) -> None:
         self._home = home
         self._settings = settings
-        self._node = Node(home, settings, engines=engines, shutdown=stop, restart=restart, jobs=self._runner)
+        self._node = Node(
+            home,
+            settings,
+            engines=engines,
+            shutdown=stop,
+            restart=restart,
+            jobs=self._runner,
+            managed_by=manager_name(sys.platform, os.environ),
+        )
         self._door = FrontDoor(
             self._node.app,
             settings.server,

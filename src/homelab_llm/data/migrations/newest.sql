@@ -2,7 +2,7 @@ CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL, 
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
-INSERT INTO "alembic_version" VALUES('0002');
+INSERT INTO "alembic_version" VALUES('0003');
 CREATE TABLE assignments (
 	port INTEGER NOT NULL, 
 	desired TEXT, 
@@ -134,7 +134,7 @@ CREATE TABLE models (
 	source TEXT DEFAULT '' NOT NULL, 
 	doc TEXT DEFAULT '' NOT NULL, 
 	created_unix_s DOUBLE DEFAULT 0 NOT NULL, 
-	updated_unix_s DOUBLE DEFAULT 0 NOT NULL, 
+	updated_unix_s DOUBLE DEFAULT 0 NOT NULL, capabilities TEXT DEFAULT '' NOT NULL, kv_bytes_per_token BIGINT DEFAULT 0 NOT NULL, memory_4k_bytes BIGINT DEFAULT 0 NOT NULL, memory_32k_bytes BIGINT DEFAULT 0 NOT NULL, memory_full_bytes BIGINT DEFAULT 0 NOT NULL, engine TEXT DEFAULT '' NOT NULL, engine_reason TEXT DEFAULT '' NOT NULL, pulled_from TEXT DEFAULT '' NOT NULL, base TEXT DEFAULT '' NOT NULL, action TEXT DEFAULT '' NOT NULL, 
 	CONSTRAINT pk_models PRIMARY KEY (model)
 );
 CREATE TABLE registry_entries (
@@ -239,8 +239,8 @@ SELECT job_id, kind, state, stage, done_bytes, total_bytes,
 FROM jobs
 ORDER BY created_unix_s DESC, job_id;
 CREATE VIEW v_model_capacity AS
-SELECT model, size_on_disk_bytes, memory_bytes, memory_source, weights_bytes, format, architecture, parameters,
-    quantization, context_tokens,
+SELECT model, size_on_disk_bytes, memory_bytes, memory_source, weights_bytes, memory_4k_bytes, memory_32k_bytes,
+    memory_full_bytes, format, architecture, parameters, quantization, context_tokens, capabilities, licence, engine,
     RANK() OVER (ORDER BY size_on_disk_bytes DESC) AS size_rank,
     RANK() OVER (ORDER BY memory_bytes DESC) AS memory_rank
 FROM (

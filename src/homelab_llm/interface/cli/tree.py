@@ -44,6 +44,7 @@ VERBS = {
     "explain": f"{_CLI}.foresight:explain",
     "events": f"{_CLI}.events:events",
     "registry": f"{_CLI}.registry:registry",
+    "handles": f"{_CLI}.handles:handles",
     "ps": f"{_CLI}.residency:ps",
     "stop": f"{_CLI}.residency:stop",
     "status": f"{_CLI}.status:status",

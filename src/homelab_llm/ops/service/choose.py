@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homelab_llm.core.errors import UnsupportedRequest
+from homelab_llm.core.registry.handles import ManagedBy
 from homelab_llm.ops.service.command import run_tool
 from homelab_llm.ops.service.launchd import LaunchdUser
 from homelab_llm.ops.service.spec import ServiceManager
@@ -36,3 +37,11 @@ def choose_manager(platform: str, environ: Mapping[str, str]) -> ServiceManager:
 def file_manager(platform: str, environ: Mapping[str, str]) -> ServiceManager:
     """The manager whose file can be printed on any machine of this kind, whether it runs here or not."""
     return LaunchdUser(environ) if platform == "darwin" else SystemdUser(environ)
+
+
+def manager_name(platform: str, environ: Mapping[str, str]) -> ManagedBy:
+    """What keeps the daemon running: the manager whose service file is there, else people by hand."""
+    manager = LaunchdUser(environ) if platform == "darwin" else SystemdUser(environ)
+    if not manager.path.exists():
+        return "manual"
+    return "launchd" if platform == "darwin" else "systemd"

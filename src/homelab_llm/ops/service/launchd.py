@@ -42,7 +42,7 @@ class LaunchdUser:
     def __init__(self, environ: Mapping[str, str], *, uid: int | None = None) -> None:
         self._environ = environ
         self._domain = f"gui/{os.getuid() if uid is None else uid}"
-        self._path = Path(environ.get("HOME", "~")).expanduser() / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+        self.path = Path(environ.get("HOME", "~")).expanduser() / "Library" / "LaunchAgents" / f"{LABEL}.plist"
 
     def render(self, spec: ServiceSpec) -> str:
         return render_agent(spec).decode("utf-8")
@@ -51,26 +51,26 @@ class LaunchdUser:
         disabled_by_hand = self._disabled()
         if self._loaded():
             self._launchctl("bootout", f"{self._domain}/{LABEL}")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         spec.log.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_bytes(render_agent(spec))
+        self.path.write_bytes(render_agent(spec))
         if not disabled_by_hand:
-            self._launchctl("bootstrap", self._domain, str(self._path))
+            self._launchctl("bootstrap", self._domain, str(self.path))
         return self.state()
 
     def uninstall(self) -> bool:
-        if not self._path.exists():
+        if not self.path.exists():
             return False
         if self._loaded():
             self._launchctl("bootout", f"{self._domain}/{LABEL}")
-        self._path.unlink()
+        self.path.unlink()
         return True
 
     def restart(self) -> None:
         self._launchctl("kickstart", "-k", f"{self._domain}/{LABEL}")
 
     def state(self) -> ServiceState:
-        installed = self._path.exists()
+        installed = self.path.exists()
         enabled = installed and not self._disabled()
         printed = run_tool(("launchctl", "print", f"{self._domain}/{LABEL}"), self._environ)
         hint = "mlxctl service install"
@@ -78,7 +78,7 @@ class LaunchdUser:
             hint = "" if enabled else f"launchctl enable {self._domain}/{LABEL}"
         return ServiceState(
             manager="launchd",
-            path=self._path,
+            path=self.path,
             installed=installed,
             enabled=enabled,
             running=printed.returncode == 0 and "state = running" in printed.stdout,

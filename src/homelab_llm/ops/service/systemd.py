@@ -61,15 +61,15 @@ class SystemdUser:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
-        self._path = Path(base) / "systemd" / "user" / UNIT
+        self.path = Path(base) / "systemd" / "user" / UNIT
 
     def render(self, spec: ServiceSpec) -> str:
         return render_unit(spec)
 
     def install(self, spec: ServiceSpec) -> ServiceState:
-        disabled_by_hand = self._path.exists() and not self.state().enabled
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(render_unit(spec), "utf-8")
+        disabled_by_hand = self.path.exists() and not self.state().enabled
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(render_unit(spec), "utf-8")
         self._systemctl("daemon-reload")
         if not disabled_by_hand:
             self._systemctl("enable", UNIT)
@@ -77,10 +77,10 @@ class SystemdUser:
         return self.state()
 
     def uninstall(self) -> bool:
-        if not self._path.exists():
+        if not self.path.exists():
             return False
         self._systemctl("disable", "--now", UNIT)
-        self._path.unlink()
+        self.path.unlink()
         self._systemctl("daemon-reload")
         return True
 
@@ -88,12 +88,12 @@ class SystemdUser:
         self._systemctl("restart", UNIT)
 
     def state(self) -> ServiceState:
-        installed = self._path.exists()
+        installed = self.path.exists()
         enabled = installed and self._asks("is-enabled")
         lingers = "Linger=yes" in run_tool(("loginctl", "show-user", "--property=Linger"), self._environ).stdout
         return ServiceState(
             manager="systemd",
-            path=self._path,
+            path=self.path,
             installed=installed,
             enabled=enabled,
             running=installed and self._asks("is-active"),
