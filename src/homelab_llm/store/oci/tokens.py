@@ -92,7 +92,7 @@ class Tokens:
             if bearer := offered.get("bearer"):
                 fresh = self._bearer(bearer, own, scope)
             elif "basic" in offered and (credentials := self._own()) and credentials.password:
-                fresh = _Shown(_basic(credentials), float("inf"))
+                fresh = _Shown(basic(credentials), float("inf"))
             else:
                 return False
             self._shown[scope] = fresh
@@ -139,7 +139,7 @@ class Tokens:
         headers = {}
         if credentials:
             fields.append(("account", credentials.username))
-            headers["authorization"] = _basic(credentials)
+            headers["authorization"] = basic(credentials)
         parts = urlsplit(realm)
         query = "&".join(filter(None, (parts.query, urlencode(fields))))
         return self._http.exchange("GET", urlunsplit((*parts[:3], query, "")), headers=headers)
@@ -164,6 +164,7 @@ def _is_plain(token: str) -> bool:
     return 0 < len(token) <= _MAX_TOKEN_CHARACTERS and token.isascii() and token.isprintable() and " " not in token
 
 
-def _basic(credentials: Credentials) -> str:
+def basic(credentials: Credentials) -> str:
+    """The Authorization header of name and password."""
     pair = f"{credentials.username}:{credentials.password}".encode()
     return f"Basic {base64.b64encode(pair).decode()}"

@@ -169,12 +169,21 @@ def hub_token(environ: Mapping[str, str]) -> str:
         return token
     if environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").lower() in {"1", "true", "yes", "on"}:
         return ""
-    cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
-    home = environ.get("HF_HOME") or f"{cache}/huggingface"
     try:
-        return Path(environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser().read_text("utf-8").strip()[:500]
+        return hub_token_path(environ).read_text("utf-8").strip()[:500]
     except (OSError, UnicodeDecodeError, RuntimeError):
         return ""
+
+
+def hub_token_path(environ: Mapping[str, str]) -> Path:
+    """The file in which the hub's own tools keep the token.
+
+    Raises:
+        RuntimeError: nobody's home is known.
+    """
+    cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
+    home = environ.get("HF_HOME") or f"{cache}/huggingface"
+    return Path(environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
 
 
 def _licence(info: Mapping[str, Any]) -> str:
