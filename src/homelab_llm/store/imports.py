@@ -66,6 +66,17 @@ def import_files(
     return files, facts
 
 
+def import_file(blobs: BlobStore, path: Path, progress: Callable[[int], None]) -> Digest:
+    """Bring one plain file into the store as a blob, which stays held until it is added or released.
+
+    Raises:
+        NotRegularFile, BadModelFile, DiskFull: see ``ModelStore.import_path``.
+    """
+    size = path.lstat().st_size
+    candidate = Candidate(path.name, path, size, cached=False)
+    return _import_file(blobs, candidate, _Meter(lambda done, _total: progress(done), size), copy=True, link=False)
+
+
 def _import_file(blobs: BlobStore, candidate: Candidate, meter: _Meter, *, copy: bool, link: bool) -> Digest:
     from homelab_llm.store.inspect.regular import open_regular
 

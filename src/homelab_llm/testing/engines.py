@@ -74,7 +74,7 @@ class FakeEngine:
         support = self.supports(model.facts)
         if not support.ok:
             raise EngineUnavailable(support.reason)
-        (file,) = model.files.values()
+        file = next(path for name, path in model.own_files.items() if name.endswith(".gguf") or len(model.files) == 1)
         context_tokens = self._context(model.facts, options)
         argv = [sys.executable, "-m", "homelab_llm.testing.fake_engine", "--socket", str(socket)]
         argv += ["--model", model.name, "--file", str(file)]

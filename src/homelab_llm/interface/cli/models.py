@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,46 +32,6 @@ def summary(model: StoredModel) -> dict[str, Any]:
         "created_unix_s": model.created_unix_s,
         "source": model.source,
     }
-
-
-@verb("show")
-@click.argument("model", shell_complete=model_names)
-@click.option("--template", is_flag=True, help="Print the chat template only.")
-def show(invocation: Invocation, model: str, template: bool) -> None:
-    """Say everything the files of MODEL tell about it."""
-    found = invocation.store.resolve(model)
-    data = {
-        **summary(found),
-        "facts": found.facts.as_dict(),
-        "files": {name: str(path) for name, path in found.files.items()},
-    }
-    if template:
-        invocation.output.result({"chat_template": found.facts.chat_template}, found.facts.chat_template)
-        return
-    invocation.output.result(data, lambda: _shown(found))
-
-
-def _shown(model: StoredModel) -> Iterator[str]:
-    facts = model.facts
-    pairs = {
-        "name": model.name,
-        "digest": str(model.digest),
-        "source": model.source,
-        "size": format_bytes(model.size_bytes),
-        "format": f"{facts.format} {facts.quantization}".strip(),
-        "architecture": facts.architecture,
-        "parameters": f"{facts.parameters:,}" if facts.parameters else "",
-        "context": f"{facts.context_tokens:,} tokens" if facts.context_tokens else "",
-        "KV cache": f"{facts.kv_bytes_per_token:,} bytes per token" if facts.kv_bytes_per_token else "",
-        "embedding width": str(facts.embedding_width or ""),
-        "layers": str(facts.layers or ""),
-        "capabilities": ", ".join(facts.capabilities),
-        "licence": facts.licence,
-        "files": ", ".join(model.files),
-    }
-    for name, value in pairs.items():
-        if value:
-            yield f"{name:16}{' '.join(value.split())}"
 
 
 @verb("rm")

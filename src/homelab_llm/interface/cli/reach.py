@@ -39,6 +39,7 @@ REACH: dict[str, Reach] = {
     "convert": _CHANGES,
     "quantize": _CHANGES,
     "perplexity": _READS,
+    "create": _CHANGES,
     "cp": _CHANGES,
     "export": _CHANGES,
     "exchange give": _READS,

@@ -259,7 +259,7 @@ def _ollama_name(name: str) -> str:
 
 def _quoted(what: str, text: str) -> str:
     """The plainest way to write a value that reads as ``text``."""
-    for quote in ("", '"', _TRIPLE):
+    for quote in ("", _TRIPLE, '"') if "\n" in text else ("", '"', _TRIPLE):
         written = f"{quote}{text}{quote}"
         lines = written.split("\n")
         early = any(_unquoted("\n".join(lines[:count])) is not None for count in range(1, len(lines)))

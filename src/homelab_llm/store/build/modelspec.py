@@ -44,6 +44,7 @@ _MAX_EVENTS = 20_000
 _MAX_DEPTH = 6
 _PREFIX = "tag:yaml.org,2002:"
 _NOT_TEXT = (f"{_PREFIX}bool", f"{_PREFIX}null", f"{_PREFIX}merge")
+_BREAKS = frozenset("\r\x85\u2028\u2029\ufeff")  # YAML 1.1 takes them for line ends, or drops them
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -334,7 +335,8 @@ def write_modelspec(spec: ModelSpec) -> str:
             return True
 
     def text(dumper: Any, value: str) -> Any:
-        return dumper.represent_scalar(f"{_PREFIX}str", value, style="|" if "\n" in value else None)
+        style = '"' if _BREAKS.intersection(value) else "|" if "\n" in value else None
+        return dumper.represent_scalar(f"{_PREFIX}str", value, style=style)
 
     Dumper.add_representer(str, text)
     values = {entry.name: getattr(spec, entry.name) for entry in fields(spec)}
