@@ -19,7 +19,8 @@ class ModelFacts:
 
     ``kv_bytes_per_token`` is the 16-bit KV cache of one token over all layers; ``quantization`` is a
     name such as ``Q4_1``, ``F16`` or ``4bit``; ``template_knows_tools`` says whether the chat template
-    reads ``tools``.
+    reads ``tools``. Of a model that generates and whose files have no chat template, ``chat_tokens`` are the tokens
+    of its vocabulary that chat templates use, ``end_tokens`` those among them that end an answer; else both are empty.
     """
 
     format: Format
@@ -38,18 +39,21 @@ class ModelFacts:
     chat_template: str = ""
     template_knows_tools: bool = False
     capabilities: tuple[Capability, ...] = ()
+    chat_tokens: tuple[str, ...] = ()
+    end_tokens: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every field."""
+        """Plain JSON values, every field; of the tokens only what there is."""
         out = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        out["capabilities"] = list(self.capabilities)
-        return out
+        lists = {name: list(out.pop(name)) for name in ("capabilities", "chat_tokens", "end_tokens")}
+        return out | {name: value for name, value in lists.items() if value or name == "capabilities"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelFacts:
         """The inverse of ``as_dict``; unknown keys are ignored, so a newer store can be read."""
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-        known["capabilities"] = tuple(known.get("capabilities", ()))
+        for name in ("capabilities", "chat_tokens", "end_tokens"):
+            known[name] = tuple(known.get(name, ()))
         return cls(**known)
 
 
@@ -142,6 +146,15 @@ class StoredModel:
     pulled_from: str = ""
     defaults: ModelDefaults = NO_DEFAULTS
     provenance: Provenance = NO_PROVENANCE
+
+    @property
+    def template_from(self) -> Literal["", "model", "files", "catalogue"]:
+        """Where ``facts.chat_template`` comes from: its defaults, its files, or our catalogue where those have none."""
+        if not self.facts.chat_template:
+            return ""
+        if self.defaults.template:
+            return "model"
+        return "catalogue" if self.facts.chat_tokens else "files"
 
     def adapter_files(self, adapter: str) -> dict[str, Path]:
         """The files of one of ``defaults.adapters`` by their own names; empty when the model lacks them."""

@@ -211,8 +211,8 @@ def parse_facts(raw: Mapping[str, Any]) -> ModelFacts:
         value = getattr(facts, name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise ValueError(f"{name} is of another type")
-    if not all(isinstance(capability, str) for capability in facts.capabilities):
-        raise ValueError("capabilities are words")
+    if not all(isinstance(word, str) for word in (*facts.capabilities, *facts.chat_tokens, *facts.end_tokens)):
+        raise ValueError("capabilities and tokens are words")
     return facts
 
 

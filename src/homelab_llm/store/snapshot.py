@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import HomelabError
-from homelab_llm.core.facts import StoredModel
+from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.gist import BlobFiles, Gist, KeptGists
 from homelab_llm.store.index import Entry, Stamp, index_stamp, read_index
@@ -133,7 +133,7 @@ class _Reader:
         self.models[name] = StoredModel(
             name=name,
             digest=digest,
-            facts=with_template(gist.facts, gist.defaults.template),
+            facts=with_template(gist.facts, gist.defaults.template or _from_catalogue(gist.facts)),
             files=BlobFiles(self._layout, gist),
             size_bytes=gist.size_bytes,
             created_unix_s=created_unix_s,
@@ -163,3 +163,13 @@ class _Reader:
     def _report(self, name: str, message: str) -> None:
         hint = f"pull or import it again, or mlxctl rm {name}" if name else "correct index.json or restore it"
         self.problems.append(Problem(name, message, hint))
+
+
+def _from_catalogue(facts: ModelFacts) -> str:
+    """The template for a model whose files have none and that is recognised; else empty."""
+    if facts.chat_template or not facts.chat_tokens:
+        return ""
+    from homelab_llm.store.templates.catalogue import choose
+
+    entry = choose(facts)
+    return entry.text if entry else ""

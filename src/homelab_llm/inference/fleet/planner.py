@@ -144,16 +144,17 @@ class _OwnOptions:
 def _own_options(model: StoredModel) -> _OwnOptions:
     """The defaults of a model as options. A template is text and never a path: a model may come from anywhere."""
     defaults = model.defaults
-    if defaults is NO_DEFAULTS:
+    template = model.facts.chat_template if model.template_from in ("model", "catalogue") else ""  # not in its files
+    if defaults is NO_DEFAULTS and not template:
         return _OwnOptions()
     adapters = tuple(_adapter(model, name) for name in defaults.adapters)
     named = {
-        "chat_template": defaults.template,
+        "chat_template": template,
         "tool_call_parser": defaults.tool_call_parser,
         "reasoning_parser": defaults.reasoning_parser,
     }
     needs = {name for name, value in named.items() if value} | {adapter.needs for adapter in adapters}
-    return _OwnOptions(context_tokens(defaults.parameters), defaults.template, adapters, frozenset(needs))
+    return _OwnOptions(context_tokens(defaults.parameters), template, adapters, frozenset(needs))
 
 
 def _adapter(model: StoredModel, name: str) -> Adapter:

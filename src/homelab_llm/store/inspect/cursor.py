@@ -76,6 +76,18 @@ class Cursor:
             self.skip(size)
             count -= 1
 
+    def find_strings(self, count: int, wanted: frozenset[bytes]) -> dict[bytes, int]:
+        """As ``skip_strings``; which of the strings are ``wanted``, and the place of each in the array."""
+        found: dict[bytes, int] = {}
+        longest = max(map(len, wanted), default=0)
+        for place in range(count):
+            size = self.u64()
+            if size > longest:
+                self.skip(size)
+            elif (text := self.take(size)) in wanted:
+                found[text] = place
+        return found
+
     def _refill(self, count: int) -> None:
         position = self.position
         if count > self.length - position:

@@ -10,6 +10,7 @@ from typing import Any
 
 from homelab_llm.core.errors import BadModelFile
 from homelab_llm.core.facts import Capability, Format, ModelFacts
+from homelab_llm.store.inspect.chat_tokens import folder_chat_tokens
 from homelab_llm.store.inspect.config import ModelConfig, read_config, refuse_code, refuse_modules
 from homelab_llm.store.inspect.documents import MAX_JSON_BYTES, parse_json, read_bounded, read_object
 from homelab_llm.store.inspect.regular import open_regular
@@ -58,6 +59,8 @@ def folder_facts(files: Mapping[str, Path]) -> ModelFacts:
     tensors = [tensor for header in headers.values() for tensor in header.tensors]
     template, knows_tools = folder_template(files)
     layers = config.number("num_hidden_layers")
+    capabilities = _capabilities(files, config, chat_capabilities(template, knows_tools))
+    chat_tokens, end_tokens = folder_chat_tokens(files) if "completion" in capabilities and not template else ((), ())
     return ModelFacts(
         format=_format(config, headers),
         architecture=config.model_type,
@@ -74,7 +77,9 @@ def folder_facts(files: Mapping[str, Path]) -> ModelFacts:
         licence=_licence(files),
         chat_template=template,
         template_knows_tools=knows_tools,
-        capabilities=_capabilities(files, config, chat_capabilities(template, knows_tools)),
+        capabilities=capabilities,
+        chat_tokens=chat_tokens,
+        end_tokens=end_tokens,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile
@@ -48,8 +48,11 @@ _KEPT = frozenset(
         "split.no",
         "split.tensors.count",
         "tokenizer.chat_template",
+        "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.eot_token_id",
     }
 )
+_VOCABULARY = "tokenizer.ggml.tokens"
 _KEPT_OF_ARCHITECTURE = frozenset(
     {
         "attention.head_count",
@@ -81,13 +84,15 @@ class GgufTensor:
 class GgufHeader:
     """What a GGUF file says about itself.
 
-    ``values`` holds the keys the store needs, not all of them; ``lengths`` the length of every array.
+    ``values`` holds the keys the store needs, not all of them; ``lengths`` the length of every array; ``tokens`` the
+    ids of those tokens of the vocabulary that were asked for.
     """
 
     values: Mapping[str, Value]
     lengths: Mapping[str, int]
     tensors: tuple[GgufTensor, ...]
     size_bytes: int
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def text(self, key: str) -> str:
         """A string value, or empty when there is none."""
@@ -106,8 +111,11 @@ class GgufHeader:
         return value
 
 
-def read_gguf(path: Path) -> GgufHeader:
+def read_gguf(path: Path, tokens: frozenset[str] = frozenset()) -> GgufHeader:
     """Read and check the header of the GGUF file at ``path``; blocks for milliseconds.
+
+    Args:
+        tokens: what to look for in the vocabulary; makes a large one take some tens of milliseconds.
 
     Raises:
         BadModelFile: the file contradicts itself, is truncated, extended or zeroed.
@@ -116,11 +124,12 @@ def read_gguf(path: Path) -> GgufHeader:
     with open_regular(path) as stream:
         cursor = Cursor(stream)
         tensor_count, pair_count = _counts(cursor)
-        values, lengths = _Pairs(cursor).read(pair_count)
+        pairs = _Pairs(cursor, frozenset(token.encode() for token in tokens))
+        values, lengths = pairs.read(pair_count)
         tensors = _tensors(cursor, tensor_count)
         extents = _extents(tensors, cursor, _alignment(values))
         refuse_zeroed(stream, extents)
-    return GgufHeader(values, lengths, tensors, cursor.length)
+    return GgufHeader(values, lengths, tensors, cursor.length, pairs.tokens)
 
 
 def _counts(cursor: Cursor) -> tuple[int, int]:
@@ -141,8 +150,10 @@ def _counts(cursor: Cursor) -> tuple[int, int]:
 class _Pairs:
     """Reads the key-value pairs; keeps what is needed and passes over the rest."""
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, wanted: frozenset[bytes]) -> None:
         self._cursor = cursor
+        self._wanted = wanted
+        self.tokens: dict[str, int] = {}
         self._strings_left = MAX_STRINGS
         self._kept_left_bytes = MAX_KEPT_BYTES
         self._values: dict[str, Value] = {}
@@ -193,7 +204,11 @@ class _Pairs:
             self._strings_left -= count
             if self._strings_left < 0:
                 raise BadModelFile(f"the array {key[:80]!r} announces {count} strings", key=key[:80])
-            self._cursor.skip_strings(count)
+            if key == _VOCABULARY and self._wanted:
+                found = self._cursor.find_strings(count, self._wanted)
+                self.tokens = {text.decode(): place for text, place in found.items()}
+            else:
+                self._cursor.skip_strings(count)
         elif kind in SCALARS:
             code, width = SCALARS[kind]
             if kept and count <= MAX_KEPT_ITEMS:

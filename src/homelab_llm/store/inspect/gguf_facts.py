@@ -9,6 +9,7 @@ from pathlib import Path
 
 from homelab_llm.core.errors import BadModelFile
 from homelab_llm.core.facts import Capability, ModelFacts
+from homelab_llm.store.inspect.chat_tokens import gguf_chat_tokens
 from homelab_llm.store.inspect.gguf import GgufHeader, read_gguf
 from homelab_llm.store.inspect.gguf_types import FILE_TYPES, TENSOR_TYPES
 from homelab_llm.store.inspect.template import chat_capabilities, knows_tools
@@ -39,12 +40,15 @@ def gguf_facts(weights: Mapping[str, Path], size_bytes: int) -> ModelFacts:
     Raises:
         BadModelFile: a file contradicts itself, or parts of a split model are missing or doubled.
     """
-    headers = [read_gguf(path) for _, path in sorted(weights.items())]
+    paths = [path for _, path in sorted(weights.items())]
+    headers = [read_gguf(path) for path in paths]
     projectors = [h for h in headers if h.text("general.architecture") == "clip"]
     parts = _whole([h for h in headers if h not in projectors])
     shape = _Shape.of(parts[0])
     template = parts[0].text("tokenizer.chat_template")
     capabilities = _capabilities(parts[0], shape.architecture, template)
+    plain = capabilities == ("completion",)  # no template: the vocabulary may tell which one fits
+    tokens, ends = gguf_chat_tokens(paths[headers.index(parts[0])]) if plain else ((), ())
     return ModelFacts(
         format="gguf",
         architecture=shape.architecture,
@@ -62,6 +66,8 @@ def gguf_facts(weights: Mapping[str, Path], size_bytes: int) -> ModelFacts:
         chat_template=template,
         template_knows_tools=knows_tools(template),
         capabilities=(*capabilities, "vision") if projectors else capabilities,
+        chat_tokens=tokens,
+        end_tokens=ends,
     )
 
 
