@@ -20,6 +20,7 @@ from homelab_llm.data.database import Database
 from homelab_llm.data.migrate import migrate
 from homelab_llm.testing.database import ready_database
 from homelab_llm.testing.postgres import Postgres, running_postgres
+from homelab_llm.testing.templates import without_template
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "models"
@@ -103,6 +104,16 @@ def smollm2_gguf() -> Path:
     path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
     with path.open("rb") as stream:
         assert hashlib.file_digest(stream, "sha256").hexdigest() == SMOLLM2_SHA256
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_without_template(smollm2_gguf: Path) -> Path:
+    """The same model in a file that has no chat template; written once per checkout."""
+    path = CACHE / "SmolLM2-135M-Instruct.Q4_1-without-template.gguf"
+    with locked(CACHE / f"{path.name}.lock", wait_s=600):
+        if not path.exists():
+            without_template(smollm2_gguf, path.with_suffix(".part")).rename(path)
     return path
 
 

@@ -40,6 +40,7 @@ from homelab_llm.inference.fleet.supervisor import Supervisor
 from homelab_llm.inference.kit.shaping import OpenAIShaper
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.shelf import Shelf
+from homelab_llm.store.templates.catalogue import named
 
 if TYPE_CHECKING:
     from homelab_llm.inference.fleet.vocabulary import Event
@@ -382,7 +383,9 @@ class Node:
         )
 
     def _chosen(self, model: StoredModel) -> ModelOptions:
-        return self.controller.chosen(model)
+        chosen = self.controller.chosen(model)
+        entry = named(chosen.chat_template) if chosen.chat_template else None
+        return replace(chosen, chat_template=entry.text) if entry else chosen
 
     def _supervise(self, report: Callable[[Event], None]) -> Supervisor:
         fleet = self.settings.fleet

@@ -20,6 +20,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,8 +44,6 @@ _FAILURES = (
     TypeError,
     ValueError,
     AttributeError,
-    RecursionError,
-    MemoryError,
 )
 
 
@@ -166,7 +165,7 @@ class ChatTemplate:
 
         Raises:
             InvalidInput: the template refuses the conversation, or fails on it.
-            InvalidTemplate: it took too long, or made too much.
+            InvalidTemplate: it took too long, made too much, or reached for what it may not.
         """
         limit = _OUTPUT_BASE + _OUTPUT_FACTOR * sum(len(str(message.get("content", ""))) for message in messages)
         self._environment.deadline_s = time.monotonic() + self._limit_s
@@ -180,8 +179,9 @@ class ChatTemplate:
                     raise _OutOfBounds("it writes without end")
         except _Refusal as error:
             raise InvalidInput(f"the chat template refuses these messages: {error}", field="messages") from error
-        except _OutOfBounds as error:
-            raise InvalidTemplate(f"the chat template was stopped: {error}", hint=_HINT) from error
+        except (_OutOfBounds, SecurityError, MemoryError, RecursionError, OverflowError) as error:
+            why = str(error) or "it takes too much memory"
+            raise InvalidTemplate(f"the chat template was stopped: {why}", hint=_HINT) from error
         except _FAILURES as error:
             raise InvalidInput(f"the chat template fails on these messages: {error}", field="messages") from error
         return "".join(pieces)

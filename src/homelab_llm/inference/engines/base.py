@@ -58,7 +58,8 @@ class EngineOptions:
 class ModelOptions:
     """What the operator chose for one model, as its registry entry says; empty or 0 = nothing.
 
-    ``chat_template`` is a Jinja template, or the absolute path of a file with one. What the model's engine does not
+    ``chat_template`` is a Jinja template, or the absolute path of a file with one; in the registry also a name of the
+    catalogue (``mlxctl template list``). What the model's engine does not
     honour is refused when the model is planned: no option is without effect.
     """
 

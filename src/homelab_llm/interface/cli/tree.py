@@ -34,6 +34,7 @@ VERBS = {
     "pack": f"{_CLI}.registries:pack",
     "login": f"{_CLI}.registries:login",
     "logout": f"{_CLI}.registries:logout",
+    "template": f"{_CLI}.templates:template",
     "suggest": f"{_CLI}.suggest:suggest",
     "load": f"{_CLI}.slots:load",
     "swap": f"{_CLI}.slots:swap",

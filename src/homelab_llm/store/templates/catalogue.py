@@ -15,7 +15,6 @@ from homelab_llm.core.errors import SourceNotFound
 from homelab_llm.core.facts import ModelFacts
 
 _HEADER = re.compile(r"\{#-\s*(.*?)\s*-#\}", re.DOTALL)
-_CALLS = frozenset({"<tool_call>", "</tool_call>"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,16 @@ class Entry:
 
     @property
     def about(self) -> str:
-        """What its first comment says, on one line."""
+        """Which models it is for: what its first comment says before it names tokens."""
+        return self._header.partition(" Tokens: ")[0].partition(" Text: ")[0]
+
+    @property
+    def speaks(self) -> tuple[str, ...]:
+        """What it renders, in the words of its first comment: system, turns, tools, …"""
+        return tuple(word.strip() for word in self._header.partition(" Speaks: ")[2].rstrip(".").split(",") if word)
+
+    @property
+    def _header(self) -> str:
         found = _HEADER.match(self.text)
         return " ".join(found[1].split()) if found else ""
 
