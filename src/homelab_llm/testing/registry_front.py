@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -51,6 +51,8 @@ class Front:
         self.registry = registry
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
+        self.trip: tuple[int, Callable[[], object]] | None = None
+        """When so many bytes of uploads have arrived, do this, once."""
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"front": self})
@@ -85,6 +87,14 @@ class Front:
     def uploaded_bytes(self) -> int:
         """Bytes of bodies that arrived in all uploads."""
         return sum(seen.body_bytes for seen in self.seen if seen.method in ("PATCH", "PUT", "POST"))
+
+    def arrived(self) -> None:
+        """Bytes of a body have come."""
+        with self.lock:
+            due = self.trip if self.trip is not None and self.uploaded_bytes >= self.trip[0] else None
+            self.trip = None if due else self.trip
+        if due is not None:
+            due[1]()
 
     def answer(self, handler: _Handler) -> bool:  # noqa: ARG002 — the plain front answers nothing
         """Answer the request in place of the registry; whether that was done."""
@@ -311,6 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionResetError("the client went away")
             left -= len(block)
             self.seen.body_bytes += len(block)
+            self.front.arrived()
             if bytes_per_s:
                 time.sleep(len(block) / bytes_per_s)
             yield block

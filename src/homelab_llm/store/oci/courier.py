@@ -148,7 +148,9 @@ class _Errands:
         sender = Sender(self._client, self._repository, blob, watch)
         record.hold(watch.waiting, watch.stopping)
         try:
-            if record.read() is not None or not self._client.has_blob(self._repository, digest):
+            if self._client.has_blob(self._repository, digest):  # another push, or a killed courier, was done with it
+                record.forget()
+            else:
                 sender.send_in_chunks(record)
         finally:
             record.let_go()

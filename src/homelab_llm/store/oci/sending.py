@@ -6,6 +6,7 @@ After each chunk it is written down where the upload goes on.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ class Sender:
         if upload is None:
             upload = uploads.start(self.client, self.repository)
             failpoint("push.upload.started")
-            record.write(UploadState(upload.location, 0))
+            _note(record, upload)
             failpoint("push.upload.recorded")
         self._hash_up_to(file, upload.offset)
         self.watch.sent(upload.offset, self._sent_bytes)
@@ -174,7 +175,7 @@ class Sender:
                 record.forget()
                 raise
             failpoint("push.chunk.sent")
-            record.write(UploadState(upload.location, upload.offset))
+            _note(record, upload)
             failpoint("push.chunk.recorded")
             if self.watch.stopping():
                 raise Cancelled("the upload was called off")
@@ -259,6 +260,15 @@ class Sender:
         return ModelDamaged(
             f"{names[:200]} is not what its digest says; it was not pushed", files=list(self.blob.names)
         )
+
+
+def _note(record: UploadRecord, upload: uploads.Upload) -> None:
+    """Write down where the upload goes on; on a full disk it goes on all the same, and cannot be continued."""
+    try:
+        record.write(UploadState(upload.location, upload.offset))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 class _Hashed:
