@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import DigestMismatch, DiskFull, InvalidDigest, StoreBusy, TransferError
+from homelab_llm.store.blocks import BLOCK_BYTES
 from homelab_llm.store.model_store import ModelStore
-from homelab_llm.store.writer import CHECKPOINT_BYTES
+from homelab_llm.store.part_file import CHECKPOINT_BYTES
+from homelab_llm.store.sources.base import GitBlobHash, RemoteFile
+from homelab_llm.store.writer import BlobWriter
 
 CONTENT = bytes(range(256)) * 64
 DIGEST = Digest.of(CONTENT)
@@ -108,16 +113,87 @@ def test_another_expected_digest_or_a_shorter_promise_starts_over(store: ModelSt
         assert writer.offset == 0
 
 
-def test_without_a_digest_only_bytes_that_were_fsynced_are_believed_after_a_kill(store: ModelStore) -> None:
-    writer = store.blobs.open_writer("key", validator="v")
-    block = bytes(CHECKPOINT_BYTES)
-    writer.write(block)
-    writer.write(b"after the checkpoint")
-    # What a kill leaves: no close, no last checkpoint. A second store cannot take the lock until it is gone.
+def forget(writer: BlobWriter) -> None:
+    """What a kill leaves: no close, no last checkpoint. A second store cannot take the lock until it is gone."""
     os.close(writer._held)
     writer._closed = True
-    with ModelStore(store.root).blobs.open_writer("key", validator="v") as again:
-        assert again.offset == CHECKPOINT_BYTES
+
+
+def after_a_power_cut(store: ModelStore) -> None:
+    """Let the records look as if they had been written before the machine was started."""
+    for path in (store.root / "tmp").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "boot": "another"}))
+
+
+@pytest.mark.requirement("R-M3", "R-S2")
+@pytest.mark.parametrize("expected", [None, DIGEST], ids=["validator only", "digest known"])
+def test_after_a_kill_every_byte_is_there_and_after_a_power_cut_those_that_were_fsynced(
+    store: ModelStore, expected: Digest | None
+) -> None:
+    writer = store.blobs.open_writer("key", expected=expected, validator="v")
+    writer.write(bytes(CHECKPOINT_BYTES))
+    writer.write(b"after the checkpoint")
+    forget(writer)
+    again = ModelStore(store.root).blobs.open_writer("key", expected=expected, validator="v")
+    assert again.offset == CHECKPOINT_BYTES + 20
+    forget(again)
+    after_a_power_cut(store)
+    with ModelStore(store.root).blobs.open_writer("key", expected=expected, validator="v") as last:
+        assert last.offset == CHECKPOINT_BYTES
+        last.write(b"rest")
+        assert last.commit() == Digest.of(bytes(CHECKPOINT_BYTES) + b"rest") if expected is None else True
+
+
+def test_a_failed_fsync_leaves_only_what_an_earlier_one_covered(
+    store: ModelStore, armed: Callable[[str], None]
+) -> None:
+    with store.blobs.open_writer("key", expected=DIGEST) as writer:
+        writer.write(CONTENT[:100])
+        writer.part.checkpoint()
+        writer.part.write(BLOCK_BYTES, memoryview(CONTENT[:100]))
+        armed("store.blob.checkpoint=raise")
+        with pytest.raises(OSError, match="checkpoint"):
+            writer.part.checkpoint()
+    with store.blobs.open_writer("key", expected=DIGEST) as writer:
+        assert (writer.offset, writer.part.there_bytes) == (100, 100)
+
+
+@pytest.mark.requirement("R-M2", "R-M4")
+def test_threads_write_at_places_of_their_own_and_the_hash_follows(store: ModelStore) -> None:
+    content = CONTENT * 200 + b"and a rest"
+    starts = list(range(0, len(content), BLOCK_BYTES))
+    further = GitBlobHash(RemoteFile("x", "x", len(content), git_sha1="0" * 40))
+    with store.blobs.open_writer("key", expected=Digest.of(content), size_bytes=len(content)) as writer:
+        for start in reversed(starts[1:]):
+            writer.part.write(start, memoryview(content)[start : start + BLOCK_BYTES])
+        assert (writer.part.frontier, writer.follow()) == (0, 0)
+        assert writer.part.gaps(len(content)) == [(0, BLOCK_BYTES)]
+    with store.blobs.open_writer("key", expected=Digest.of(content), size_bytes=len(content)) as writer:
+        assert writer.part.gaps(len(content)) == [(0, BLOCK_BYTES)]
+        writer.part.write(0, memoryview(content)[:BLOCK_BYTES])
+        assert writer.commit() == Digest.of(content)
+    with store.blobs.open_writer("other", size_bytes=len(content), validator="v", further=further) as writer:
+        writer.part.write(0, memoryview(content))
+        with pytest.raises(DigestMismatch, match="hub promised"):
+            writer.commit()
+    assert tmp_files(store) == []
+
+
+def test_a_part_whose_map_claims_more_than_there_is_is_cut(store: ModelStore) -> None:
+    with store.blobs.open_writer("key", expected=DIGEST) as writer:
+        writer.write(CONTENT[:100])
+    (name,) = tmp_files(store, ".map")
+    for claimed, believed in (
+        ([BLOCK_BYTES], 0),
+        ([100, 5], 100),
+        ([101], 0),
+        ([100, BLOCK_BYTES + 1, 2**32 - 1], 100),
+        ([], 0),
+    ):
+        (store.root / "tmp" / name).write_bytes(struct.pack(f"<{len(claimed)}I", *claimed))
+        writer = store.blobs.open_writer("key", expected=DIGEST)
+        assert writer.part.there_bytes == believed
+        forget(writer)
 
 
 def test_restart_throws_the_kept_bytes_away(store: ModelStore) -> None:
@@ -132,7 +208,7 @@ def test_restart_throws_the_kept_bytes_away(store: ModelStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [b"", b"\0" * 60, b"[1]", b'{"expected": 5}', b'{"durable_bytes": "x"}', b"[" * 9999]
+    "record", [b"", b"\0" * 60, b"[1]", b'{"expected": 5}', b'{"durable_bytes": 5}', b'{"boot": 5}', b"[" * 9999]
 )
 def test_a_damaged_record_means_to_start_over(store: ModelStore, record: bytes) -> None:
     with store.blobs.open_writer("key", expected=DIGEST) as writer:
@@ -303,6 +379,7 @@ def test_bytes_of_a_killed_process_are_continued_by_another(store: ModelStore) -
 import sys
 from pathlib import Path
 from homelab_llm.core.digests import Digest
+from homelab_llm.store.blocks import BLOCK_BYTES
 from homelab_llm.store.model_store import ModelStore
 writer = ModelStore(Path(sys.argv[1])).blobs.open_writer("key", expected=Digest.parse(sys.argv[2]))
 writer.write(bytes(range(256)) * 16)

@@ -21,7 +21,7 @@ from homelab_llm.store.layout import Layout, disk_full_is_typed
 from homelab_llm.store.partials import Partial, PartialRecord, finished_digest
 from homelab_llm.store.pins import Pins
 from homelab_llm.store.verification import Verification
-from homelab_llm.store.writer import BlobWriter
+from homelab_llm.store.writer import BlobWriter, FurtherHash
 
 __all__ = ["BlobStore", "BlobWriter"]
 
@@ -81,6 +81,7 @@ class BlobStore:
         expected: Digest | None = None,
         size_bytes: int | None = None,
         validator: str = "",
+        further: FurtherHash | None = None,
         wait_s: float = math.inf,
         waiting: Callable[[], None] | None = None,
     ) -> BlobWriter:
@@ -95,6 +96,7 @@ class BlobStore:
             expected: the digest the whole must have.
             size_bytes: the size the whole must have; more is refused while writing.
             validator: ETag or the like; a different one starts over.
+            further: another promise that the whole has to keep.
             wait_s: how long to wait for another writer of the key; ``waiting`` is called once if that is needed.
 
         Raises:
@@ -114,6 +116,7 @@ class BlobStore:
             expected=expected,
             size_bytes=size_bytes,
             validator=validator,
+            further=further,
         )
         try:
             there = expected or _finished_before(partial, validator)
@@ -126,6 +129,10 @@ class BlobStore:
             writer.close()
             raise
         return writer
+
+    def kept_bytes(self, key: str) -> int:
+        """How much of an unfinished blob is there; also while somebody writes it."""
+        return Partial.of(self._layout, key).there_bytes()
 
     def _publish(self, part: Path, digest: Digest) -> None:
         """Give a finished, fsynced part its place; the blob is held from before it appears.

@@ -1,7 +1,7 @@
 """Layout: where things lie in a store. An OCI image layout, and beside it what only this product reads.
 
 STORE/oci-layout  STORE/index.json  STORE/blobs/sha256/<hex>    the standard part
-STORE/tmp/<hex of key>.part .json .lock                         unfinished blobs (``partials.py``)
+STORE/tmp/<hex of key>.part .map .json .lock                    unfinished blobs (``partials.py``)
 STORE/tmp/<random>.pins                                         blobs that live writers still need (``pins.py``)
 STORE/views/<hex>/                                              folders of links with real file names (``views.py``)
 STORE/gist.json                                                 what a list needs of manifests (``gist.py``)
@@ -35,6 +35,8 @@ FAILPOINTS = (
     "store.layout.index",
     "store.partial.recorded",
     "store.blob.chunk",
+    "store.blob.written",
+    "store.blob.checkpoint",
     "store.blob.before_sync",
     "store.blob.synced",
     "store.blob.pinned",

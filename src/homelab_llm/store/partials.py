@@ -1,7 +1,7 @@
 """Partials: the unfinished blob of one key, what is known about it, and the lock of who writes it.
 
-``<hex of key>.part`` holds bytes, ``.json`` the record, ``.lock`` is held by the writer; ``.beside`` is a
-clone or link for the blink of an eye before it becomes the part. The key itself is
+``<hex of key>.part`` holds bytes, ``.map`` says which are there, ``.json`` is the record, ``.lock`` is held by the
+writer; ``.beside`` is a clone or link for the blink of an eye before it becomes the part. The key itself is
 hashed and never written: it may be an address with a token in it.
 """
 
@@ -17,11 +17,13 @@ from pathlib import Path
 from homelab_llm.core.atomic import write_atomic
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import InvalidDigest, StoreBusy, StoreDamaged
+from homelab_llm.store.blocks import Blocks
 from homelab_llm.store.layout import Layout, digest_path, read_small
 from homelab_llm.store.pins import try_lock_existing
 
 _POLL_S = 0.02
 _MAX_RECORD_BYTES = 1 << 16
+_MAX_MAP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,14 @@ class PartialRecord:
     """What the bytes of a partial are a part of.
 
     ``expected`` is the digest the whole must have, or empty; ``validator`` an ETag or the like that changes
-    with the content, or empty. ``durable_bytes`` have been fsynced: without ``expected`` no later check would
-    notice bytes that a power cut took, so no more than these are believed. ``digest`` is set once the blob
-    is complete, so that who waited for it, or asks again with the same validator, finds it.
+    with the content, or empty. ``boot`` is the boot of the machine in which they were written: after another one only
+    what was fsynced is believed. ``digest`` is set once the blob is complete, so that who waited for it, or asks again
+    with the same validator, finds it.
     """
 
     expected: str = ""
     validator: str = ""
-    durable_bytes: int = 0
+    boot: str = ""
     digest: str = ""
 
     @property
@@ -57,6 +59,7 @@ class Partial:
     record_path: Path
     lock: Path
     beside: Path
+    map: Path
 
     @classmethod
     def of(cls, layout: Layout, key: str) -> Partial:
@@ -70,6 +73,7 @@ class Partial:
             digest_path(layout.tmp, key, ".json"),
             digest_path(layout.tmp, key, ".lock"),
             digest_path(layout.tmp, key, ".beside"),
+            digest_path(layout.tmp, key, ".map"),
         )
 
     def hold(self, wait_s: float, waiting: Callable[[], None] | None = None) -> int:
@@ -99,6 +103,14 @@ class Partial:
             self.lock.unlink(missing_ok=True)
         os.close(handle)
 
+    def there_bytes(self) -> int:
+        """How many bytes are there, for who only looks on."""
+        try:
+            content = read_small(self.map, _MAX_MAP_BYTES)
+        except (OSError, StoreDamaged):
+            return 0
+        return Blocks.parse(content, size_bytes=1 << 62, durable_only=False).there_bytes
+
     def sweep(self) -> None:
         """Remove what a killed process left of writing the record."""
         for path in self.record_path.parent.glob(f".{self.record_path.name}.*.tmp"):
@@ -111,15 +123,14 @@ class Partial:
             record = PartialRecord(**found)
         except (FileNotFoundError, StoreDamaged, ValueError, TypeError, RecursionError):
             return PartialRecord()
-        whole = all(isinstance(value, str) for value in (record.expected, record.validator, record.digest))
-        return record if whole and isinstance(record.durable_bytes, int) else PartialRecord()
+        return record if all(isinstance(value, str) for value in asdict(record).values()) else PartialRecord()
 
     def write_record(self, record: PartialRecord) -> None:
         write_atomic(self.record_path, json.dumps(asdict(record)).encode(), mode=0o600)
 
     def discard(self) -> None:
         """Forget bytes and record. Unlinks and never truncates: a part may be a hard link to somebody's file."""
-        for path in (self.part, self.beside, self.record_path):
+        for path in (self.part, self.beside, self.map, self.record_path):
             path.unlink(missing_ok=True)
 
 

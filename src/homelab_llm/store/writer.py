@@ -1,4 +1,4 @@
-"""The writer of one blob: bytes are hashed while they are written, and continued after a kill."""
+"""The writer of one blob: bytes are hashed in order while they are written, and continued after a kill."""
 
 from __future__ import annotations
 
@@ -6,30 +6,51 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+from homelab_llm.core.boot import boot_id
 from homelab_llm.core.digests import CHUNK_BYTES, Digest
 from homelab_llm.core.errors import DigestMismatch, TransferError
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.clone import clone_into
 from homelab_llm.store.layout import Layout, disk_full, disk_full_is_typed, free_bytes
+from homelab_llm.store.part_file import CHECKPOINT_BYTES, PartFile
 from homelab_llm.store.partials import Partial, PartialRecord
 
-CHECKPOINT_BYTES = 16 << 20
-"""Where no digest is known beforehand, a kill or power cut costs at most so much."""
-
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP}
+_READ_AGAIN_BYTES = 1 << 20
+_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FurtherHash(Protocol):
+    """Another promise that the bytes have to keep, beside their SHA-256."""
+
+    def restart(self) -> None: ...
+
+    def update(self, chunk: memoryview) -> None: ...
+
+    def check(self) -> None:
+        """See that all bytes together are those promised.
+
+        Raises:
+            DigestMismatch: they are not.
+        """
+        ...
 
 
 class BlobWriter:
     """Writes one blob; a context manager, made by ``BlobStore.open_writer``.
 
     Leaving it without ``commit`` keeps the bytes for the next writer of the key if they can be proved to
-    belong to it (a digest or validator was given), and forgets them otherwise. Not for several threads.
+    belong to it (a digest or validator was given), and forgets them otherwise.
+
+    Who has the bytes in order calls ``write`` from one thread; ``offset`` is where the next ones go. Who has them from
+    several places lets threads write to ``part``, and one of them calls ``follow``.
 
     Args:
         publish: gives the finished part its place.
@@ -46,12 +67,16 @@ class BlobWriter:
         expected: Digest | None,
         size_bytes: int | None,
         validator: str,
+        further: FurtherHash | None = None,
     ) -> None:
         self._layout, self._publish, self._partial, self._held = layout, publish, partial, held
-        self._expected, self._size_bytes = expected, size_bytes
-        self._record = PartialRecord(str(expected or ""), validator)
+        self._expected, self._size_bytes, self._further = expected, size_bytes, further
+        self._record = PartialRecord(str(expected or ""), validator, boot_id())
         self._hash = hashlib.sha256()
-        self._handle = -1
+        self._hashed_bytes = 0
+        self._hashing = threading.RLock()
+        self._buffer = bytearray()
+        self._part: PartFile | None = None
         self._closed = False
         self._digest: Digest | None = None
         self.offset = 0
@@ -70,6 +95,12 @@ class BlobWriter:
         and ``commit`` answers at once.
         """
         return self._digest is not None
+
+    @property
+    def part(self) -> PartFile:
+        """The bytes, for threads that write at places of their own; another one after ``restart``."""
+        assert self._part is not None, "opened, and not complete"  # noqa: S101
+        return self._part
 
     def find(self, digest: Digest, size_bytes: int) -> None:
         """The blob turned out to be there, and is held."""
@@ -95,12 +126,14 @@ class BlobWriter:
         if self._closed:
             return
         self._closed = True
-        if self._digest is None and self._record.resumable and self.offset and not self._expected:
-            with contextlib.suppress(OSError):  # then fewer bytes are believed next time, which is safe
-                self._checkpoint()
-        if self._handle >= 0:
-            os.close(self._handle)
-        if self._digest is None and not (self._record.resumable and self.offset):
+        keeps = self._digest is None and self._record.resumable and self._part is not None
+        if keeps and self.part.there_bytes:
+            with contextlib.suppress(OSError):  # then a power cut costs more
+                self.part.checkpoint()
+        if self._part is not None:
+            with self._hashing:
+                self._part.close()
+        if self._digest is None and not (keeps and self.part.there_bytes):
             self._partial.discard()
         self._partial.let_go(self._held)
 
@@ -121,15 +154,34 @@ class BlobWriter:
                 hint="run the same command again",
                 expected_bytes=self._size_bytes,
             )
+        while self.follow():
+            pass
         with disk_full_is_typed(self._layout.root, max(self._missing_bytes(), len(view))):
-            while view:
-                failpoint("store.blob.chunk")
-                count = os.write(self._handle, view)
-                self._hash.update(view[:count])
+            try:
+                self.part.write(self.offset, view)
+            finally:
+                count = self.part.frontier - self.offset
+                self._update(view[:count])
                 self.offset += count
-                view = view[count:]
-            if self._record.resumable and not self._expected and self._unsynced_bytes() >= CHECKPOINT_BYTES:
-                self._checkpoint()
+            if self._record.resumable and self.part.unsynced_bytes >= CHECKPOINT_BYTES:
+                self.part.checkpoint()
+
+    def follow(self, at_least_bytes: int = 1) -> int:
+        """Hash the next of the bytes that are there without a gap, if there are so many; how many it were.
+
+        They are read again from the memory of the system, where they have just been written to.
+        """
+        if not self._buffer:
+            self._buffer = bytearray(_READ_AGAIN_BYTES)
+        with self._hashing:
+            there = 0 if self._closed else self.part.frontier - self._hashed_bytes
+            if there < at_least_bytes or there <= 0:
+                return 0
+            view = memoryview(self._buffer)[: min(there, _READ_AGAIN_BYTES)]
+            count = self.part.read_into(self._hashed_bytes, view)
+            self._update(view[:count])
+            self.offset = max(self.offset, self._hashed_bytes)
+            return count
 
     def restart(self) -> None:
         """Throw all bytes away and begin at 0, under a new inode; for a source that cannot continue.
@@ -138,15 +190,15 @@ class BlobWriter:
         """
         if self.complete:
             return
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-        self._partial.discard()
-        self._record = replace(self._record, durable_bytes=0)
-        self._hash, self.offset = hashlib.sha256(), 0
-        self._handle = os.open(self._partial.part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        if self._record.resumable:
-            self._partial.write_record(self._record)
+        with self._hashing:
+            if self._part is not None:
+                self._part.close()
+            self._partial.discard()
+            self._begin_hash()
+            self.offset = 0
+            self._part = PartFile.create(self._partial, mapped=self._record.resumable)
+            if self._record.resumable:
+                self._partial.write_record(self._record)
         failpoint("store.partial.recorded")
 
     def adopt_clone(self, source: int) -> bool:
@@ -154,7 +206,7 @@ class BlobWriter:
 
         The bytes still have to be hashed: ``hash_adopted``.
         """
-        if not clone_into(source, self._handle, self._partial.part, self._partial.beside):
+        if not clone_into(source, self.part.handle, self._partial.part, self._partial.beside):
             return False
         self._reopen()
         return True
@@ -174,7 +226,12 @@ class BlobWriter:
 
     def hash_adopted(self, progress: Callable[[int], None]) -> None:
         """Read and hash what was adopted, calling ``progress`` with the size of each chunk; blocks."""
-        self._hash_part(progress)
+        self._begin_hash()
+        block = memoryview(bytearray(CHUNK_BYTES))
+        while count := self.part.read_into(self._hashed_bytes, block):
+            self._update(block[:count])
+            progress(count)
+        self.offset = self._hashed_bytes
 
     def commit(self) -> Digest:
         """Check, make durable, publish and close.
@@ -182,14 +239,17 @@ class BlobWriter:
         Raises:
             TransferError: fewer bytes than ``size_bytes``; they are kept.
             DigestMismatch: another digest than expected; the bytes were discarded.
-            DiskFull: no room; discarded, because after a failed fsync nobody knows what was written.
+            DiskFull: no room; nothing is kept that no checkpoint covered: after a failed fsync nobody knows what was
+                written.
         """
         if self._digest is not None:
             return self._digest
         try:
             with disk_full_is_typed(self._layout.root):
                 digest = self._checked()
-                self._sync()
+                failpoint("store.blob.before_sync")
+                self.part.sync()
+                failpoint("store.blob.synced")
                 self._publish(self._partial.part, digest)
                 self._conclude(digest)
             self._digest = digest
@@ -198,6 +258,8 @@ class BlobWriter:
             self.close()
 
     def _checked(self) -> Digest:
+        while self.follow():
+            pass
         if self._size_bytes is not None and self.offset < self._size_bytes:
             raise TransferError(
                 f"only {self.offset} of {self._size_bytes} bytes arrived",
@@ -206,68 +268,55 @@ class BlobWriter:
                 expected_bytes=self._size_bytes,
             )
         digest = Digest(self._hash.hexdigest())
-        if self._expected is not None and digest != self._expected:
-            self.restart()
-            raise DigestMismatch(
-                "the bytes are not those promised; they were discarded",
-                hint="run the same command again",
-                expected=str(self._expected),
-                actual=str(digest),
-            )
-        return digest
-
-    def _sync(self) -> None:
-        failpoint("store.blob.before_sync")
         try:
-            os.fsync(self._handle)
-        except OSError:
+            if self._further is not None:
+                self._further.check()
+            if self._expected is not None and digest != self._expected:
+                raise DigestMismatch(
+                    "the bytes are not those promised; they were discarded",
+                    hint="run the same command again",
+                    expected=str(self._expected),
+                    actual=str(digest),
+                )
+        except DigestMismatch:
             self.restart()
             raise
-        failpoint("store.blob.synced")
+        return digest
 
     def _conclude(self, digest: Digest) -> None:
         """Leave a record of the digest for who waits with the same validator; else leave nothing."""
         if self._record.validator and not self._expected:
+            self._partial.map.unlink(missing_ok=True)
             self._partial.write_record(replace(self._record, digest=str(digest)))
         else:
             self._partial.discard()
         failpoint("store.blob.committed")
 
     def _continue(self, kept: PartialRecord) -> bool:
-        """Open the kept bytes, cut what cannot be believed and rebuild the hash; False: they are of no use."""
-        try:
-            self._handle = os.open(self._partial.part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+        """Take up the kept bytes that can be believed; False: they are of no use."""
+        another_boot = not kept.boot or kept.boot != self._record.boot
+        self._part = PartFile.take_up(self._partial, durable_only=another_boot, size_bytes=self._size_bytes)
+        if self._part is None:
             return False
-        found = os.fstat(self._handle)
-        believed = found.st_size if self._expected else min(found.st_size, kept.durable_bytes)
-        too_long = self._size_bytes is not None and believed > self._size_bytes
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or too_long:
-            return False
-        self._record = replace(self._record, durable_bytes=min(believed, kept.durable_bytes))
-        os.ftruncate(self._handle, believed)
-        self._hash_part(lambda _: None)
+        if another_boot:
+            self._partial.write_record(self._record)
+        self.offset = self._part.frontier
         return True
 
-    def _hash_part(self, progress: Callable[[int], None]) -> None:
-        self._hash, self.offset = hashlib.sha256(), 0
-        block = bytearray(CHUNK_BYTES)
-        while count := os.readv(self._handle, [block]):
-            self._hash.update(memoryview(block)[:count])
-            self.offset += count
-            progress(count)
+    def _begin_hash(self) -> None:
+        self._hash, self._hashed_bytes = hashlib.sha256(), 0
+        if self._further is not None:
+            self._further.restart()
+
+    def _update(self, view: memoryview) -> None:
+        self._hash.update(view)
+        if self._further is not None:
+            self._further.update(view)
+        self._hashed_bytes += len(view)
 
     def _reopen(self) -> None:
-        os.close(self._handle)
-        self._handle = os.open(self._partial.part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    def _checkpoint(self) -> None:
-        os.fsync(self._handle)
-        self._record = replace(self._record, durable_bytes=self.offset)
-        self._partial.write_record(self._record)
-
-    def _unsynced_bytes(self) -> int:
-        return self.offset - self._record.durable_bytes
+        self.part.reopen(lambda: os.open(self._partial.part, _READ_ONLY))
 
     def _missing_bytes(self) -> int:
-        return 0 if self._size_bytes is None else max(0, self._size_bytes - self.offset)
+        there = self._part.there_bytes if self._part is not None else 0
+        return 0 if self._size_bytes is None else max(0, self._size_bytes - there)

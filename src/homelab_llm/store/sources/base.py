@@ -157,7 +157,7 @@ class GitBlobHash:
         """Begin again with the first byte."""
         self._hash = hashlib.sha1(f"blob {self._file.size_bytes}\0".encode(), usedforsecurity=False)
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Take in the next bytes."""
         self._hash.update(chunk)
 
