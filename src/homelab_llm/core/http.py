@@ -27,7 +27,7 @@ from homelab_llm.core.connections import FAILURES, Answer, ConnectError, Connect
 from homelab_llm.core.errors import HomelabError, SourceDenied, SourceNotFound, SourceUnavailable
 from homelab_llm.core.urls import Origin, Resolver, UrlPolicy, origin_of, system_resolver
 
-__all__ = ["MAX_REDIRECTS", "Body", "HttpClient", "HttpLimits", "Reply"]
+__all__ = ["MAX_REDIRECTS", "MAX_RETRY_AFTER_S", "Body", "HttpClient", "HttpLimits", "Reply"]
 
 MAX_REDIRECTS = 8
 _AGENT = f"homelab-llm/{__version__}"

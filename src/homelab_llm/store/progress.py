@@ -94,6 +94,16 @@ class Progress:
             self._measure(now)
             self._send()
 
+    def at(self, stage: Stage, file: str, done_bytes: int) -> None:
+        """For work on several files at once: what goes on, at which file foremost, and how much of all is done."""
+        now, changed = self._monotonic_s(), stage != self._stage
+        if self._rate_at == 0.0:
+            self._rate_at, self._rate_bytes = now, done_bytes
+        self._stage, self._file, self._finished_bytes, self._file_bytes = stage, file, 0, done_bytes
+        if changed or now - self._reported_at >= _REPORT_EVERY_S or done_bytes == self._total_bytes:
+            self._measure(now)
+            self._send()
+
     def end(self, size_bytes: int) -> None:
         """The file is complete."""
         self._finished_bytes += size_bytes

@@ -1,21 +1,18 @@
 """Pull: from a reference to a model in the store. What was fetched is never fetched again, what is wrong never kept.
 
-resolve → for each file: preflight, fetch into a blob while hashing, check → inspect the headers → add to the store.
+resolve → preflight → fetch all files into blobs (``transfer/``), hashed on the way → inspect the headers → add.
 Until the last step the model does not exist; killed anywhere, the same pull finishes later.
 """
 
 from __future__ import annotations
 
-import random
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import DigestMismatch, DiskFull, SourceUnavailable
+from homelab_llm.core.errors import DiskFull
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import ModelRef, tag_of
@@ -23,13 +20,15 @@ from homelab_llm.core.units import format_bytes
 from homelab_llm.store.choice import Wanted
 from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
+from homelab_llm.store.layout import free_bytes
 from homelab_llm.store.progress import JobProgress, Progress
-from homelab_llm.store.sources.base import GitBlobHash, PackedModel, RemoteFile, RemoteModel, Source, agreed_facts
+from homelab_llm.store.sources.base import PackedModel, RemoteFile, RemoteModel, Source, agreed_facts
 from homelab_llm.store.sources.table import PullSettings, open_source
+from homelab_llm.store.transfer.download import Download, key_of
+from homelab_llm.store.transfer.turn import turn
 from homelab_llm.store.unpacking import select_packed, unpack
 
 if TYPE_CHECKING:
-    from homelab_llm.store.blobs import BlobWriter
     from homelab_llm.store.model_store import ModelStore
 
 __all__ = ["FAILPOINTS", "JobProgress", "PullSettings", "fetch_files", "pull", "pull_from"]
@@ -44,9 +43,6 @@ FAILPOINTS = (
     "pull.added",
 )
 """Every failpoint of a pull; those of the store (``layout.FAILPOINTS``) are passed as well."""
-
-_FRUITLESS_ATTEMPTS = 5  # openings in a row that brought no byte
-_LONGEST_PAUSE_S = 20.0
 
 
 def pull(
@@ -136,8 +132,7 @@ def fetch_files(
     report.total([file.size_bytes for file in files])
     digests: dict[str, Digest] = {}
     try:
-        for index, file in enumerate(files):
-            digests[file.path] = pulling._fetch(file, list(files[index + 1 :]))
+        pulling.fetch(files, digests)
     except BaseException:
         store.blobs.release(digests.values())
         raise
@@ -159,14 +154,15 @@ class _Pull:
         digests: dict[str, Digest] = {}
         archives: list[Digest] = []
         try:
-            if self.remote.packed:
-                self._fetch_packed(self.remote.packed, digests, archives)
-            self.report.total([file.size_bytes for file in self.remote.files])
-            files = sorted(self.remote.files, key=lambda file: (is_weight(file.path), file.path))
-            for index, file in enumerate(files):
-                if is_weight(file.path):
-                    refuse_code_in(self._paths(digests))  # before gigabytes are fetched for nothing
-                digests[file.path] = self._fetch(file, files[index + 1 :])
+            with turn(self.store, self.remote, self.report):
+                if self.remote.packed:
+                    self._fetch_packed(self.remote.packed, digests, archives)
+                self.report.total([file.size_bytes for file in self.remote.files])
+                self._preflight(self.remote.files)
+                files = sorted(self.remote.files, key=lambda file: file.path)
+                self.fetch([file for file in files if not is_weight(file.path)], digests)
+                refuse_code_in(self._paths(digests))  # before gigabytes are fetched for nothing
+                self.fetch([file for file in files if is_weight(file.path)], digests)
             self.report.stage("inspecting")
             facts = inspect_model(self._paths(digests))
             facts = agreed_facts(facts, self.remote)
@@ -199,8 +195,12 @@ class _Pull:
         layers = [archive.layer for archive in packed.outline.archives]
         files = [RemoteFile(f"layer-{n}.tar", str(a.digest), a.size_bytes, a.digest) for n, a in enumerate(layers, 1)]
         self.report.total([file.size_bytes for file in files])
-        for index, file in enumerate(files):
-            archives.append(self._fetch(file, files[index + 1 :]))
+        self._preflight(files)
+        fetched: dict[str, Digest] = {}
+        try:
+            self.fetch(files, fetched)
+        finally:
+            archives.extend(fetched.values())
         self.report.stage("inspecting")
         selection = select_packed(self.store.blobs, packed)
         plain = tuple(RemoteFile(p, str(d.digest), d.size_bytes, d.digest) for p, d in selection.layers.items())
@@ -220,83 +220,30 @@ class _Pull:
     def _paths(self, digests: Mapping[str, Digest]) -> dict[str, Path]:
         return {path: self.store.blobs.path(digest) for path, digest in digests.items()}
 
-    def _fetch(self, file: RemoteFile, later: list[RemoteFile]) -> Digest:
-        key = f"{self.remote.source}\n{file.path}"
-        with self.store.blobs.open_writer(
-            key,
-            expected=file.digest,
-            size_bytes=file.size_bytes,
-            validator=file.validator,
-            waiting=lambda: self.report.stage("waiting"),
-        ) as writer:
-            failpoint("pull.file.opened")
-            self.report.begin(file.path, writer.offset)
-            if not writer.complete:
-                self._preflight([file, *later], writer.offset)
-                self._transfer(file, writer)
-                failpoint("pull.file.fetched")
-            digest = writer.commit()
-        failpoint("pull.file.committed")
-        self.report.end(file.size_bytes or writer.offset)
-        return digest
+    def fetch(self, files: Sequence[RemoteFile], digests: dict[str, Digest]) -> None:
+        """Fetch files into blobs, which then are held; also those of ``digests`` after an error."""
+        done = sum(path.stat().st_size for path in self._paths(digests).values())
+        download = Download(self.store, self.source, self.remote.source, self.settings, self.report, done)
+        try:
+            if files:
+                download.fetch(files)
+        finally:
+            digests.update(download.digests)
 
-    def _preflight(self, files: list[RemoteFile], kept_bytes: int) -> None:
-        """See that all that is still missing fits and leaves the free floor; better now than at 99 %."""
-        missing = [f for f in files if f.digest is None or not self.store.blobs.has(f.digest)]
-        needed = sum(file.size_bytes or 0 for file in missing) - kept_bytes
-        free = shutil.disk_usage(self.store.root).free
-        if needed > free - self.settings.free_floor_bytes:
+    def _preflight(self, files: Sequence[RemoteFile]) -> None:
+        """See that all that is missing fits and leaves the free floor; better now than at 99 %."""
+        missing = {
+            key_of(file, self.remote.source): file.size_bytes or 0
+            for file in files
+            if file.digest is None or not self.store.blobs.has(file.digest)
+        }
+        needed = sum(max(0, size - self.store.blobs.kept_bytes(key)) for key, size in missing.items())
+        free = free_bytes(self.store.root)
+        if needed > free - self.settings.free_floor_bytes and needed:
             raise DiskFull(
-                f"{format_bytes(max(needed, 0))} are needed and {format_bytes(free)} are free, of which "
+                f"{format_bytes(needed)} are needed and {format_bytes(free)} are free, of which "
                 f"{format_bytes(self.settings.free_floor_bytes)} shall stay free",
                 hint="remove a model (mlxctl rm NAME) or lower store.free_floor_bytes",
-                needed_bytes=max(needed, 0),
+                needed_bytes=needed,
                 free_bytes=free,
             )
-
-    def _transfer(self, file: RemoteFile, writer: BlobWriter) -> None:
-        """Fetch until the file is complete and right; continue after cuts as long as bytes keep coming."""
-        git, seen, fruitless = GitBlobHash(file), "" if file.git_sha1 else file.validator, 0
-        if file.git_sha1 and writer.offset:
-            writer.restart()  # these files are small, and their hash cannot be continued
-        while writer.offset != file.size_bytes:  # a killed pull may have left all bytes and no commit
-            before = writer.offset
-            try:
-                seen = self._receive(file, writer, seen, git)
-                if file.size_bytes is None or writer.offset == file.size_bytes:
-                    break
-                error = SourceUnavailable(f"{file.path} ended after {writer.offset} of {file.size_bytes} bytes")
-            except SourceUnavailable as cut:
-                error = cut
-            fruitless = fruitless + 1 if writer.offset <= before else 0
-            if fruitless >= _FRUITLESS_ATTEMPTS:
-                raise error
-            self.report.stage("retrying")
-            pause_s = self.settings.backoff_s * 2**fruitless * random.uniform(0.5, 1.5)  # noqa: S311
-            time.sleep(min(_LONGEST_PAUSE_S, pause_s))
-        try:
-            git.check()
-        except DigestMismatch:
-            writer.restart()
-            raise
-
-    def _receive(self, file: RemoteFile, writer: BlobWriter, seen: str, git: GitBlobHash) -> str:
-        """One reply of the source, into the writer; starts over when it is about other content or from another place.
-
-        Returns:
-            The validator of what the writer now holds.
-        """
-        with self.source.open(file, writer.offset) as opened:
-            changed = bool(seen and opened.validator and file.digest is None and opened.validator != seen)
-            if writer.offset and (changed or opened.start != writer.offset):
-                writer.restart()
-                git.restart()
-                self.report.begin(file.path, 0)
-                if opened.start:
-                    return ""
-            for chunk in opened.chunks:
-                writer.write(chunk)
-                git.update(chunk)
-                self.report.bytes(writer.offset)
-                failpoint("pull.chunk")
-            return opened.validator or seen

@@ -183,10 +183,13 @@ class BlobWriter:
             self.offset = max(self.offset, self._hashed_bytes)
             return count
 
-    def restart(self) -> None:
+    def restart(self, validator: str | None = None) -> None:
         """Throw all bytes away and begin at 0, under a new inode; for a source that cannot continue.
 
         Never truncates: an adopted part may be a hard link to somebody's file.
+
+        Args:
+            validator: that of the bytes which come now, where it is another one than was thought.
         """
         if self.complete:
             return
@@ -196,6 +199,8 @@ class BlobWriter:
             self._partial.discard()
             self._begin_hash()
             self.offset = 0
+            if validator is not None:
+                self._record = replace(self._record, validator=validator)
             self._part = PartFile.create(self._partial, mapped=self._record.resumable)
             if self._record.resumable:
                 self._partial.write_record(self._record)

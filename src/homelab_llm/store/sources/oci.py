@@ -42,7 +42,7 @@ class RegistrySource:
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Opened]:
         """See ``Source``; continues with a range where the registry allows it."""
         with self._client.open_blob(self._repository, Digest.parse(file.address), start, stop) as body:
-            yield Opened(body.start, body.validator, body.chunks)
+            yield Opened.of(body)
 
     def close(self) -> None:
         self._client.close()

@@ -1,0 +1,127 @@
+"""Spans: which connection fetches which bytes of one file. Pure: values and the time go in, spans come out.
+
+Spans are handed out from the front, so that the hash, which follows without a gap, stays near the writers. They are as
+long as a connection needs some seconds for, and become shorter towards the end, so that all connections end together.
+When none is left, whoever has nothing to do takes over a part of the span that would be done last.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from homelab_llm.store.blocks import BLOCK_BYTES
+
+SMALLEST_BYTES = 4 * BLOCK_BYTES
+LARGEST_BYTES = 64 * BLOCK_BYTES
+WINDOW_BYTES = 1 << 30
+"""How far ahead of the hash is written: what lies further back may have left the system's memory."""
+
+_LASTS_S = 3.0
+_WORTH_S = 2.0
+_FAR_SLOWER = 4.0
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """The bytes from ``start`` to ``stop`` (None: to the end, wherever it is); ``at`` is the next to be written.
+
+    ``busy``: bytes before ``at`` are being written this moment.
+    """
+
+    start: int
+    stop: int | None
+    since_s: float
+    at: int
+    busy: bool = False
+
+    def speed(self, now_s: float, prior_bytes_per_s: float) -> float:
+        """Bytes per second so far; a span that has just begun is believed to be as fast as ``prior_bytes_per_s``."""
+        return (self.at - self.start + prior_bytes_per_s) / (now_s - self.since_s + 1.0)
+
+
+class Spans:
+    """The spans of one file.
+
+    Args:
+        gaps: what is missing, as (start, stop), in order.
+    """
+
+    def __init__(self, gaps: list[tuple[int, int]]) -> None:
+        self._gaps = [gap for gap in gaps if gap[0] < gap[1]]
+        self.active: list[Span] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is missing and nobody is at it."""
+        return not self._gaps and not self.active
+
+    def claim(self, now_s: float, *, connections: int, speed: float = 0.0, frontier: int = 0) -> Span | None:
+        """The next span for a connection that made ``speed`` bytes per second so far (0: not known); None: none now.
+
+        Args:
+            connections: how many there are at most.
+            frontier: how far the hash can go.
+        """
+        if not self._gaps:
+            return self._take_over(now_s, speed)
+        start, stop = self._gaps[0]
+        if start >= frontier + WINDOW_BYTES:
+            return self._take_over(now_s, speed)
+        end = min(stop, _up(start + self._size(connections, speed)))
+        if stop - end < BLOCK_BYTES:
+            end = stop
+        self._gaps[:1] = [(end, stop)] if end < stop else []
+        return self._begin(start, end, now_s)
+
+    def claim_all(self, start: int, now_s: float) -> Span:
+        """One span from ``start`` on to the end, wherever that is; for who gets bytes in order only."""
+        self._gaps = []
+        return self._begin(start, None, now_s)
+
+    def reserve(self, span: Span, count: int) -> int:
+        """So many of ``count`` bytes belong to the span; they are about to be written. 0: it is done, or taken over."""
+        room = count if span.stop is None else min(count, span.stop - span.at)
+        span.at, span.busy = span.at + room, room > 0
+        return room
+
+    def give_back(self, span: Span) -> None:
+        """Nobody is at the span any more; what is missing of it is for others."""
+        self.active.remove(span)
+        if span.stop is not None and span.at < span.stop:
+            bisect.insort(self._gaps, (span.at, span.stop))
+
+    def _begin(self, start: int, stop: int | None, now_s: float) -> Span:
+        span = Span(start, stop, now_s, start)
+        self.active.append(span)
+        return span
+
+    def _size(self, connections: int, speed: float) -> int:
+        left = sum(stop - start for start, stop in self._gaps)
+        wanted = speed * _LASTS_S if speed else 2 * SMALLEST_BYTES
+        return int(max(SMALLEST_BYTES, min(wanted, LARGEST_BYTES, left / (2 * connections))))
+
+    def _take_over(self, now_s: float, speed: float) -> Span | None:
+        """A part of the span that would be done last, as much as makes both end together, if that is worth it."""
+        if not speed:
+            return None
+        slowest, its_speed, longest_s = None, 0.0, _WORTH_S
+        for span in self.active:
+            if span.stop is not None and (left_s := (span.stop - span.at) / span.speed(now_s, speed)) > longest_s:
+                slowest, its_speed, longest_s = span, span.speed(now_s, speed), left_s
+        if slowest is None or slowest.stop is None:
+            return None
+        at, stop = slowest.at, slowest.stop
+        middle = _up(at + int((stop - at) * its_speed / (its_speed + speed)))
+        if middle < stop:
+            slowest.stop = middle
+            return self._begin(middle, stop, now_s)
+        if not slowest.busy and longest_s > _FAR_SLOWER * ((stop - at) / speed + 1.0):
+            slowest.stop = at
+            return self._begin(at, stop, now_s)
+        return None
+
+
+def _up(offset: int) -> int:
+    """To the next border of blocks."""
+    return -(-offset // BLOCK_BYTES) * BLOCK_BYTES
