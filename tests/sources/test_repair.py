@@ -15,7 +15,7 @@ import pytest
 
 from homelab_llm.core import failpoints
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import HomelabError
+from homelab_llm.core.errors import HomelabError, TransferError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store import pull as store_pull
@@ -213,7 +213,7 @@ def test_damaged_bytes_are_there_until_the_right_ones_are_proven(
     flip_a_bit(path)
     damaged = path.read_bytes()
     armed("store.blob.pinned=raise")
-    with pytest.raises(OSError, match="failpoint"):
+    with pytest.raises(TransferError, match="failpoint"):
         repair(store, "mended:1", settings=settings())
     assert path.read_bytes() == damaged
     repair(store, "mended:1", settings=settings())
