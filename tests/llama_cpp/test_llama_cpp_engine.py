@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import EngineUnavailable, UnsupportedRequest
 from homelab_llm.core.facts import Capability, Format, ModelFacts, StoredModel
 from homelab_llm.inference.engines.accelerators import Gpu, Machine, ask
-from homelab_llm.inference.engines.base import EngineOptions
+from homelab_llm.inference.engines.base import Adapter, EngineOptions
 from homelab_llm.inference.engines.llama_cpp import LlamaCppEngine
 from homelab_llm.inference.engines.llama_server import find_llama_server
 
@@ -347,8 +348,31 @@ def test_flags_that_are_unknown_or_not_a_models_to_set_are_refused(folder: Path,
     assert caught.value.hint == "mlxctl registry set some:model flags="
 
 
+LORA = Adapter("gguf", {"adapter.gguf": Path("/store/lora")})
+
+
 @pytest.mark.requirement("R-I9")
-def test_our_own_worker_honours_a_template_only(folder: Path) -> None:
-    assert engine(folder).honours == {"chat_template"}
-    argv = planned(engine(folder), model(CHAT), EngineOptions(chat_template=Path("/t.jinja"))).argv
+def test_our_own_worker_honours_a_template_and_adapters(folder: Path) -> None:
+    assert engine(folder).honours == {"chat_template", "gguf_adapters"}
+    options = EngineOptions(chat_template=Path("/t.jinja"), adapters=(LORA, LORA))
+    argv = planned(engine(folder), model(CHAT), options).argv
     assert flag(argv, "--chat-template") == "/t.jinja"
+    assert argv[-4:] == ("--lora", "/store/lora", "--lora", "/store/lora")
+
+
+@pytest.mark.requirement("R-M6")
+def test_a_server_gets_adapters_where_it_takes_them(folder: Path, install: Install) -> None:
+    install("llama-server", {"--help": HELP + "--lora FNAME\n", "--list-devices": DEVICES})
+    given = engine(folder)
+    assert given.honours == {"flags", "gguf_adapters"}
+    assert planned(given, model(CHAT), EngineOptions(adapters=(LORA,))).argv[-2:] == ("--lora", "/store/lora")
+
+
+@pytest.mark.requirement("R-M6")
+def test_files_beside_the_model_are_not_served_as_its_parts(folder: Path) -> None:
+    plain = model(CHAT)
+    beside = {"adapters/0/adapter.gguf": Path("/store/lora"), "LICENSE": Path("/store/licence")}
+    made = replace(plain, files={**beside, **plain.files})
+    plan = planned(engine(folder), made)
+    assert plan.prepare == ()
+    assert flag(plan.argv, "--model") == str(next(iter(plain.files.values())))

@@ -13,7 +13,7 @@ import pytest
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import EngineUnavailable
 from homelab_llm.core.facts import ModelFacts, StoredModel
-from homelab_llm.inference.engines.base import Engine, EngineOptions
+from homelab_llm.inference.engines.base import Adapter, Engine, EngineOptions
 from homelab_llm.inference.engines.mlx import Machine, MlxEngine
 
 SMOLLM2 = ModelFacts(
@@ -148,3 +148,14 @@ def test_a_file_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         done = subprocess.run([*program, "--file", f"{name}={tmp_path}/blob"], check=False, capture_output=True)
         assert done.returncode == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blob"]
+
+
+@pytest.mark.requirement("R-M6")
+def test_a_template_and_adapters_of_the_model_reach_the_worker(tmp_path: Path) -> None:
+    names = {name: tmp_path / name for name in ("adapter_config.json", "adapter_model.safetensors")}
+    options = EngineOptions(chat_template=tmp_path / "t.jinja", adapters=(Adapter("peft", names),))
+    assert {"chat_template", "peft_adapters"} <= MlxEngine().honours
+    model = stored(SMOLLM2, "model.gguf", "LICENSE", "adapters/0/adapter.gguf")
+    argv = MlxEngine().plan(model, options, tmp_path / "s", tmp_path).argv
+    assert argv[-5:-3] == ("--chat-template", str(tmp_path / "t.jinja"))
+    assert argv[-3:] == ("--adapter", *map(str, names.values()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from homelab_llm.core.errors import EngineUnavailable
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.traits import WorkerTraits
-from homelab_llm.inference.engines.base import EngineOptions, Footprint, LaunchPlan, Support, version_of
+from homelab_llm.inference.engines.base import Adapter, EngineOptions, Footprint, LaunchPlan, Support, version_of
 
 TRAITS = WorkerTraits(pooled=True, notices_abort=True, progress=True, grammar=False, tools=False, busy_path="/stats")
 # Part of the name of every converted folder: raise it when the conversion writes something else than before.
@@ -76,8 +76,8 @@ class MlxEngine:
 
     @property
     def honours(self) -> frozenset[str]:
-        """A template of one's own; it has no flags, no draft model, and loads no adapters."""
-        return frozenset({"chat_template"})
+        """A template of one's own, and adapters in PEFT's format; it has no flags and no draft model."""
+        return frozenset({"chat_template", "peft_adapters"})
 
     def supports(self, facts: ModelFacts) -> Support:
         """Whether MLX runs such a model here. Tokenizers of GGUF files are checked by the conversion only."""
@@ -140,6 +140,7 @@ class MlxEngine:
                 *("--socket", str(socket), "--model", str(folder), "--name", model.name),
                 *("--parallel", str(options.parallel), "--context", str(context)),
                 *(("--chat-template", str(options.chat_template)) if options.chat_template else ()),
+                *(part for adapter in options.adapters for part in _adapter(adapter)),
             ),
             parallel=options.parallel,
             context_tokens=context,
@@ -151,6 +152,11 @@ class MlxEngine:
     def _context_tokens(self, facts: ModelFacts, options: EngineOptions) -> int:
         usual = min(facts.context_tokens or _USUAL_CONTEXT_TOKENS, _USUAL_CONTEXT_TOKENS)
         return options.context_tokens or usual
+
+
+def _adapter(adapter: Adapter) -> tuple[str, ...]:
+    files = {name.rpartition(".")[2]: str(path) for name, path in adapter.files.items()}
+    return "--adapter", files.get("json", ""), files.get("safetensors", "")
 
 
 def _program(module: str, folder: str = _WORKERS) -> tuple[str, ...]:

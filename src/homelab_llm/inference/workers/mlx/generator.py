@@ -6,6 +6,7 @@ Everything here must be called on one thread: mlx-lm's stream belongs to the thr
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ class Generator:
     _asked: dict[int, int] = field(default_factory=dict)  # uid -> likeliest tokens to report
 
     @classmethod
-    def load(cls, folder: Path, *, parallel: int) -> Generator:
+    def load(cls, folder: Path, *, parallel: int, adapters: Sequence[tuple[Path, Path]] = ()) -> Generator:
         """Load the model folder; blocks for as long as the weights take to read.
+
+        Args:
+            adapters: configuration and weights of each LoRA adapter, in PEFT's format.
 
         Raises:
             UnsupportedRequest: mlx-lm does not know this kind of model.
@@ -55,6 +59,10 @@ class Generator:
 
         try:
             model, config = load_model(folder, lazy=True)
+            if adapters:
+                from homelab_llm.inference.workers.mlx.adapters import apply_adapters
+
+                apply_adapters(model, adapters)
             if mx.default_device() == mx.cpu:
                 # The CPU backend computes in 16 bits without vector code: 0.26 tokens/s for a model of 135 M
                 # parameters, 7.5 with scales and activations in 32 bits. The packed weights stay as they are.

@@ -85,7 +85,8 @@ class Worker:
         _progress(0.0)
         self._prompter = Prompter(self._options.model, self._options.chat_template)
         _progress(0.2)
-        generator = Generator.load(self._options.model, parallel=self._options.parallel)
+        options = self._options
+        generator = Generator.load(options.model, parallel=options.parallel, adapters=options.adapter)
         _progress(1.0)
         return generator
 
@@ -141,6 +142,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=4, help="requests in the batch at once")
     parser.add_argument("--context", type=int, default=4096, help="tokens of one request, prompt and answer")
     parser.add_argument("--chat-template", type=Path, help="a Jinja template in place of the model's own")
+    pair = ("CONFIG", "WEIGHTS")
+    parser.add_argument(
+        "--adapter", type=Path, nargs=2, action="append", default=[], metavar=pair, help="a PEFT adapter; repeatable"
+    )
     options = parser.parse_args(arguments)
     if options.parallel < 1 or options.context < 2:
         parser.error("--parallel must be at least 1 and --context at least 2")
