@@ -300,7 +300,7 @@ def test_a_damaged_manifest_hides_its_model_only_and_is_reported(store: ModelSto
     (problem,) = fresh.problems()
     assert problem.name == "bad:1"
     assert f"blobs/sha256/{bad.digest.hex}" in problem.message
-    assert "mlxctl rm bad:1" in problem.hint
+    assert problem.hint == "mlxctl repair bad:1"
     fresh.remove(ref("bad:1"))
     assert fresh.problems() == []
     assert fresh.resolve("good:1") == good
@@ -321,7 +321,7 @@ def test_a_model_with_a_damaged_file_is_not_listed(store: ModelStore, add: Add, 
     fresh = ModelStore(store.root)
     assert names(fresh) == ["good:1"]
     assert [problem.name for problem in fresh.problems()] == ["bad:1"]
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelDamaged, match="bad:1"):
         fresh.resolve("bad:1")
 
 

@@ -13,19 +13,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import InvalidInput, InvalidName, ModelNotFound
+from homelab_llm.core.errors import InvalidInput, InvalidName, ModelDamaged, ModelNotFound
 from homelab_llm.core.facts import NO_DEFAULTS, NO_PROVENANCE, ModelDefaults, ModelFacts, Provenance, StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import DEFAULT_TAG, ModelRef
 from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.file_names import check_file_names
-from homelab_llm.store.gc import PruneReport, all_blobs, free_blobs, free_leftovers, free_partials
+from homelab_llm.store.gc import (
+    PruneReport,
+    Sweep,
+    all_blobs,
+    free_blobs,
+    free_leftovers,
+    free_partials,
+    free_scratch_folders,
+)
 from homelab_llm.store.gist import Gist
 from homelab_llm.store.index import Entry, Index, Stamp, index_stamp, read_index, write_index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, disk_full_is_typed
 from homelab_llm.store.manifests import Layer, encode_config, encode_manifest
 from homelab_llm.store.pins import KEPT_S
-from homelab_llm.store.scratch import free_scratch
 from homelab_llm.store.snapshot import Problem, Snapshot, take_snapshot
 from homelab_llm.store.verification import Verification
 from homelab_llm.store.views import view_folder
@@ -95,6 +102,7 @@ class ModelStore:
         Raises:
             InvalidName, InvalidDigest: outside the grammar.
             ModelNotFound: with the ``closest`` names; never guessed, also where only one tag exists.
+            ModelDamaged: it is there, and something of it is missing.
         """
         snapshot = self._current()
         found = snapshot.by_name.get(name)
@@ -108,6 +116,7 @@ class ModelStore:
             found = next((model for model in snapshot.models if _is_meant(model, ref, bare=digest is not None)), None)
         if found is not None:
             return found
+        _refuse_damaged(snapshot, ref)
         raise self._missing(ref, digest)
 
     def add(
@@ -236,9 +245,11 @@ class ModelStore:
             left = index.without(lambda entry: entry in going)
             self._write(left, index)
             failpoint("store.remove.untagged")
-            return free_blobs(self._layout, left, _contents(digests, known), time.time())
+            sweep = Sweep()
+            free_blobs(self._layout, left, _contents(digests, known), time.time(), sweep)
+            return sweep.report()
 
-    def prune(self, *, keep_partials_s: float = KEPT_S) -> PruneReport:
+    def prune(self, *, keep_partials_s: float = KEPT_S, dry: bool = False) -> PruneReport:
         """Free every blob that no manifest needs, stale views, and unfinished downloads older than the limit.
 
         Safe while others read, write and add: a blob that a living process has written, or holds, is kept
@@ -246,6 +257,7 @@ class ModelStore:
 
         Args:
             keep_partials_s: how old a download that could be continued may be; 0 frees all that nobody writes.
+            dry: take nothing away, and report what would go.
 
         Raises:
             StoreDamaged: the index is unreadable; nothing was freed. (A damaged manifest: no blob is freed,
@@ -255,14 +267,14 @@ class ModelStore:
         if not self._layout.blobs.is_dir():
             return PruneReport()
         with self._layout.locked():
-            now = time.time()
+            now, sweep = time.time(), Sweep(dry)
             index = read_index(self._layout)
-            if not self._layout.marker.exists():  # its first use was killed: there is nothing but litter
-                return free_leftovers(self._layout, index)
-            freed = free_blobs(self._layout, index, all_blobs(self._layout), now)
-            freed += free_partials(self._layout, keep_partials_s, now)
-            freed += PruneReport(bytes_freed=free_scratch(self._layout))
-            return freed + free_leftovers(self._layout, index)
+            if self._layout.marker.exists():  # else its first use was killed: there is nothing but litter
+                free_blobs(self._layout, index, all_blobs(self._layout), now, sweep)
+                free_partials(self._layout, keep_partials_s, now, sweep)
+                free_scratch_folders(self._layout, sweep)
+            free_leftovers(self._layout, index, sweep)
+            return sweep.report()
 
     def free(self, digests: Iterable[Digest]) -> PruneReport:
         """Let go of blobs that were needed on the way only, and free them where no model has them."""
@@ -271,7 +283,9 @@ class ModelStore:
             return PruneReport()
         with self._layout.locked(), disk_full_is_typed(self.root):
             self._blobs.release_locked(digests)
-            return free_blobs(self._layout, read_index(self._layout), digests, time.time())
+            sweep = Sweep()
+            free_blobs(self._layout, read_index(self._layout), digests, time.time(), sweep)
+            return sweep.report()
 
     def view(self, model: StoredModel) -> Path:
         """A folder with the model's real file names, links into the blobs; read-only, gone with the model.
@@ -367,6 +381,13 @@ def _pairs(name: str) -> set[str]:
 
 def _is_meant(model: StoredModel, ref: ModelRef, *, bare: bool) -> bool:
     return model.digest == ref.digest and (bare or model.name.rpartition(":")[0] == ref.repository)
+
+
+def _refuse_damaged(snapshot: Snapshot, ref: ModelRef) -> None:
+    """A name that is there and leads to something damaged is not "not found"."""
+    found = next((problem for problem in snapshot.problems if problem.name and problem.name == str(ref)), None)
+    if found is not None:
+        raise ModelDamaged(found.message, hint=found.hint, model=found.name)
 
 
 def _bare_digest(name: str) -> Digest | None:

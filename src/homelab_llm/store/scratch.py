@@ -36,8 +36,8 @@ def scratch_folder(root: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def free_scratch(layout: Layout) -> int:
-    """Remove what dead processes left; the number of bytes that were in it."""
+def free_scratch(layout: Layout, *, dry: bool = False) -> int:
+    """Remove what dead processes left (``dry``: only count it); the number of bytes that were in it."""
     freed = 0
     for lock in layout.tmp.glob(f"*{_SUFFIX}.lock"):
         with contextlib.suppress(FileNotFoundError):
@@ -45,7 +45,8 @@ def free_scratch(layout: Layout) -> int:
             if handle is not None:
                 folder = lock.with_suffix("")
                 freed += sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-                _remove(folder, lock)
+                if not dry:
+                    _remove(folder, lock)
                 os.close(handle)
     return freed
 

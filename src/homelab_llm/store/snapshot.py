@@ -161,7 +161,7 @@ class _Reader:
         return found
 
     def _report(self, name: str, message: str) -> None:
-        hint = f"pull or import it again, or mlxctl rm {name}" if name else "correct index.json or restore it"
+        hint = f"mlxctl repair {name}" if name else "correct index.json or restore it"
         self.problems.append(Problem(name, message, hint))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from homelab_llm.core.clock import Clock
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import HomelabError, InvalidInput, ModelNotFound
+from homelab_llm.core.errors import HomelabError, InvalidInput, ModelDamaged, ModelNotFound
 from homelab_llm.core.events import Event, Level
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.registry.entry import Entry
@@ -146,10 +146,10 @@ class Board:
     # --- models ---------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> StoredModel | None:
-        """The model of a name in the store, or None."""
+        """The model of a name in the store, or None; None also for one that is damaged."""
         try:
             return self.shelf.resolve(name)
-        except (ModelNotFound, InvalidInput):
+        except (ModelNotFound, ModelDamaged, InvalidInput):
             return None
 
     def stored(self, entry: Entry | None) -> StoredModel | None:

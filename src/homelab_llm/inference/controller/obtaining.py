@@ -21,10 +21,12 @@ async def obtain(board: Board, work: Work, text: str) -> tuple[Entry, StoredMode
 
     Raises:
         InvalidInput, ModelNotFound, TransferError, DiskFull: the pull; the registry is as it was.
+        ModelDamaged: it is stored and must be repaired first.
     """
     entry = board.snapshot.find(text)
-    model = board.find(entry.model_id if entry else text)
-    if model is None:
+    try:
+        model = board.shelf.resolve(entry.model_id if entry else text)
+    except (ModelNotFound, InvalidInput):
         model = await _pull(board, work, text, entry)
     slug = entry.slug if entry else ""
     state = await board.change(partial(registered, model=model, slug=slug))
