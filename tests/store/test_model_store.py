@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import DiskFull, InvalidInput, InvalidName, ModelNotFound, StoreDamaged
+from homelab_llm.core.errors import DiskFull, InvalidInput, InvalidName, ModelDamaged, ModelNotFound, StoreDamaged
 from homelab_llm.core.facts import ModelFacts, StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store.index import Index, write_index

@@ -13,8 +13,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from homelab_llm.core.atomic import write_atomic
@@ -27,8 +27,6 @@ from homelab_llm.store.layout import Layout, read_small
 _HEADER = b"homelab-llm verified 1\n"
 _MAX_BYTES = 32 << 20
 _COMPACT_BYTES = 4 << 20
-_FIELDS = 8
-_SEALED = "-"
 
 Verdict = Literal["good", "bad", "unknown"]
 
@@ -49,10 +47,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one blob: the verdict, for the file in this state; when and under which boot it was hashed.
-
-    ``boot`` is empty once it was sealed.
-    """
+    """What is known of one blob: the verdict, for the file in this state; when and under which boot it was hashed."""
 
     verdict: Verdict
     state: FileState
@@ -69,7 +64,8 @@ class Verification:
 
     def __init__(self, layout: Layout, *, boot: Callable[[], str] = boot_id) -> None:
         self._layout, self._boot = layout, boot
-        self._known: dict[str, Known] = {}
+        self._lines: dict[bytes, bytes] = {}
+        self._unsealed: set[bytes] = set()
         self._read_until = 0
         self._inode = 0
         self._reading = threading.Lock()
@@ -82,8 +78,10 @@ class Verification:
     def known(self, digest: Digest) -> Known | None:
         """As ``verdict``, with when and how it was found; None = nothing that still counts."""
         self._refresh()
-        known = self._known.get(digest.hex)
-        if known is None or known.boot not in ("", self._boot()):
+        hex_ = digest.hex.encode("ascii")
+        line = self._lines.get(hex_)
+        known = _parsed(line) if line is not None else None
+        if known is None or (hex_ in self._unsealed and known.boot != self._boot()):
             return None
         try:
             found = os.lstat(self._layout.blob(digest))
@@ -94,7 +92,7 @@ class Verification:
     def damaged(self) -> list[Digest]:
         """The blobs that are known to be bad now."""
         self._refresh()
-        bad = [Digest(hex_) for hex_, known in self._known.items() if known.verdict == "bad"]
+        bad = [Digest(hex_.decode("ascii")) for hex_, line in self._lines.items() if line.startswith(b"bad ")]
         return [digest for digest in bad if self.verdict(digest) == "bad"]
 
     def note(self, verdicts: Iterable[tuple[Digest, FileState, Verdict]]) -> None:
@@ -105,7 +103,7 @@ class Verification:
     def note_locked(self, verdicts: Iterable[tuple[Digest, FileState, Verdict]]) -> None:
         """As ``note``. A disk that is full is no error: what is not written is hashed again."""
         now, boot = int(time.time()), self._boot()
-        lines = [_line(digest.hex, Known(verdict, state, now, boot)) for digest, state, verdict in verdicts]
+        lines = [_line(digest.hex, verdict, state, now, boot) for digest, state, verdict in verdicts]
         self._append(lines)
 
     def published_locked(self, digest: Digest) -> None:
@@ -152,10 +150,29 @@ class Verification:
     def _compact(self) -> None:
         """Write only what still counts, when that is much less; the caller holds the store's lock."""
         self._refresh()
-        kept = {hex_: known for hex_, known in self._known.items() if self._layout.blob(Digest(hex_)).exists()}
-        content = _HEADER + "".join(_line(hex_, known) for hex_, known in kept.items()).encode("ascii")
+        there = set(os.listdir(self._layout.blobs))  # noqa: PTH208 — names are all that is wanted
+        kept = [(hex_, line) for hex_, line in self._lines.items() if hex_.decode("ascii", "replace") in there]
+        sealed = [line for hex_, line in kept if hex_ not in self._unsealed]
+        others = [line for hex_, line in kept if hex_ in self._unsealed]
+        content = _HEADER + b"\n".join([*sealed, b"sealed", *others, b""])
         if len(content) * 2 < self._layout.verified.stat().st_size:
             write_atomic(self._layout.verified, content)
+
+    def _take(self, content: bytes) -> None:
+        """Take in further lines. They are read when somebody asks for them: there may be tens of thousands."""
+        for line in content.split(b"\n"):
+            if line.startswith((b"good ", b"bad ")):
+                hex_ = line.partition(b" ")[2][:64]
+                self._lines[hex_] = line
+                self._unsealed.add(hex_)
+            elif line.startswith(b"doubt "):
+                self._lines.pop(line[6:], None)
+            elif line == b"sealed":
+                self._unsealed.clear()
+
+    def _forget(self) -> None:
+        self._lines.clear()
+        self._unsealed.clear()
 
     def _refresh(self) -> None:
         """Take in what was written since; lines are only ever added, unless the file is another one."""
@@ -163,7 +180,8 @@ class Verification:
             try:
                 found = self._layout.verified.stat()
             except OSError:
-                self._known, self._read_until, self._inode = {}, 0, 0
+                self._forget()
+                self._read_until, self._inode = 0, 0
                 return
             same = found.st_ino == self._inode and found.st_size >= self._read_until
             if same and found.st_size == self._read_until:
@@ -175,42 +193,23 @@ class Verification:
             if not content.startswith(_HEADER):
                 content = b""
             if not same:
-                self._known = {}
-            start = self._read_until if same else 0
-            _take(self._known, content[start:])
+                self._forget()
+            self._take(content[self._read_until if same else 0 :])
             self._read_until, self._inode = len(content) if content else found.st_size, found.st_ino
 
 
-def _line(hex_: str, known: Known) -> str:
-    state = known.state
-    numbers = f"{state.size_bytes} {state.modified_ns} {state.inode} {state.changed_ns} {known.at_unix_s}"
-    return f"{known.verdict} {hex_} {numbers} {known.boot or _SEALED}\n"
+def _line(hex_: str, verdict: Verdict, state: FileState, at_unix_s: int, boot: str) -> str:
+    numbers = f"{state.size_bytes} {state.modified_ns} {state.inode} {state.changed_ns} {at_unix_s}"
+    return f"{verdict} {hex_} {numbers} {boot or '-'}\n"
 
 
-def _take(known: dict[str, Known], content: bytes) -> None:
-    """Bring ``known`` up to date with further lines; what does not read as a line says nothing."""
-    for words in _words(content):
-        if words[0] in ("good", "bad") and len(words) == _FIELDS:
-            try:
-                numbers = [int(word) for word in words[2:7]]
-            except ValueError:
-                continue
-            boot = "" if words[7] == _SEALED else words[7]
-            verdict: Verdict = "good" if words[0] == "good" else "bad"
-            known[words[1]] = Known(verdict, FileState(*numbers[:4]), numbers[4], boot)
-        elif words[0] == "doubt" and len(words) == 2:
-            known.pop(words[1], None)
-        elif words == ["sealed"]:
-            for hex_, entry in known.items():
-                if entry.boot:
-                    known[hex_] = replace(entry, boot="")
-
-
-def _words(content: bytes) -> Iterator[list[str]]:
-    for line in content.splitlines():
-        try:
-            words = line.decode("ascii").split(" ")
-        except UnicodeDecodeError:
-            continue
-        if len(words) == 1 or len(words[1]) == 64:
-            yield words
+def _parsed(line: bytes) -> Known | None:
+    """What a line says; None for one that was torn or damaged."""
+    words = line.split(b" ")
+    try:
+        kind, _, size, modified, inode, changed, at_unix_s, boot = words
+        state = FileState(int(size), int(modified), int(inode), int(changed))
+        verdict: Verdict = "good" if kind == b"good" else "bad"
+        return Known(verdict, state, int(at_unix_s), "" if boot == b"-" else boot.decode("ascii"))
+    except ValueError:  # UnicodeDecodeError is one
+        return None

@@ -36,11 +36,12 @@ _FAMILIES: dict[type[errors.HomelabError], int] = {
     errors.DatabaseUnavailable: 12,
     errors.Cancelled: INTERRUPTED,
     errors.InternalError: INTERNAL,
+    errors.ModelDamaged: FAILED,
 }
 
 EXIT_CODES: tuple[ExitCode, ...] = (
     ExitCode(OK, "done"),
-    ExitCode(FAILED, "it ran, and the answer is no: `doctor` found something broken, `verify` found drift"),
+    ExitCode(FAILED, "it ran, and the answer is no: `doctor` found something broken, `verify` found drift or damage"),
     ExitCode(USAGE, "the command line itself is wrong: unknown verb, option or missing argument"),
     ExitCode(3, "invalid input: a name, setting, file or request that cannot be used"),
     ExitCode(4, "not found: a model, slot, key, source or endpoint"),

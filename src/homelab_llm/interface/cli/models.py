@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from homelab_llm.core.errors import ModelInUse, ModelNotFound
+from homelab_llm.core.errors import ModelDamaged, ModelInUse, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
@@ -46,8 +46,9 @@ def rm(invocation: Invocation, models: tuple[str, ...], yes: bool, force: bool) 
         invocation.output.note("nothing removed")
         return
     for reference in references:
-        if model := resolve_or_none(invocation, str(reference)):
-            _release(invocation, model, force=force)
+        with contextlib.suppress(ModelDamaged):  # no worker can be loading it
+            if model := resolve_or_none(invocation, str(reference)):
+                _release(invocation, model, force=force)
     freed = sum(invocation.store.remove(reference).bytes_freed for reference in references)
     data = {"removed": [str(reference) for reference in references], "bytes_freed": freed}
     invocation.output.result(data, f"removed {names}, freed {format_bytes(freed)}")
@@ -71,16 +72,6 @@ def _release(invocation: Invocation, model: StoredModel, *, force: bool) -> None
     if not force:
         raise ModelInUse(f"{name} is loaded", hint=f"mlxctl stop {name}, or rm --force", model=name)
     client.post("/admin/models/unload", {"model": name, "force": True})
-
-
-@verb("prune")
-def prune(invocation: Invocation) -> None:
-    """Delete what no model refers to: blobs without a name, old partial downloads."""
-    report = invocation.store.prune()
-    counts = f"{report.blobs} blobs, {report.partials} partial downloads"
-    invocation.output.result(asdict(report), f"freed {format_bytes(report.bytes_freed)} ({counts})")
-    for problem in report.problems:
-        invocation.output.warning(problem, "mlxctl doctor")
 
 
 @verb("import")

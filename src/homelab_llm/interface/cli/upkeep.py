@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from homelab_llm.core.errors import UnsupportedRequest
+from homelab_llm.core.errors import InvalidInput, UnsupportedRequest
 from homelab_llm.interface.cli import exit_codes
 from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
@@ -47,15 +47,24 @@ def reconcile(invocation: Invocation, apply: bool) -> int:
 
 @verb("verify")
 @click.argument("models", nargs=-1, shell_complete=model_names)
-@click.option("--store", "whole_store", is_flag=True, help="Hash every stored file again (not in this version).")
+@click.option("--store", "whole_store", is_flag=True, help="Hash every stored model again.")
 def verify(invocation: Invocation, models: tuple[str, ...], whole_store: bool) -> int:
-    """Say whether every slot serves what the registry says; exit code 1 when one does not. Changes nothing."""
+    """Say whether what is here is what it should be; exit code 1 when something is not. Changes nothing.
+
+    With MODELS, or --store for all: hash their files again and name those that are damaged. Without: whether every slot
+    serves what the registry says.
+    """
+    if models and whole_store:
+        raise InvalidInput("name models, or --store", hint="mlxctl verify --store", field="models")
     if models or whole_store:
-        raise UnsupportedRequest(
-            "hashing stored models again is not part of this version: verify without names checks the slots",
-            hint="mlxctl verify; mlxctl doctor finds damaged models",
-            field="models",
-        )
+        if invocation.elsewhere is not None:
+            raise UnsupportedRequest(
+                "mlxctl verify hashes files of one machine, not over --url",
+                hint=f"mlxctl --host NAME verify {' '.join(models) or '--store'}",
+            )
+        from homelab_llm.interface.cli.trust import verify_models
+
+        return verify_models(invocation, models)
     found = invocation.daemon().post("/admin/verify", {})
     problems = found.get("problems") or []
     lines = [f"{problem.get('port') or 'fleet'}: {problem.get('text', '')}" for problem in problems]
