@@ -144,7 +144,9 @@ class _OwnOptions:
 def _own_options(model: StoredModel) -> _OwnOptions:
     """The defaults of a model as options. A template is text and never a path: a model may come from anywhere."""
     defaults = model.defaults
-    template = model.facts.chat_template if model.template_from in ("model", "catalogue") else ""  # not in its files
+    template = defaults.template
+    if not template and model.template_from == "catalogue":  # the files have none
+        template = model.facts.chat_template
     if defaults is NO_DEFAULTS and not template:
         return _OwnOptions()
     adapters = tuple(_adapter(model, name) for name in defaults.adapters)

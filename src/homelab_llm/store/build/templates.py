@@ -1,4 +1,4 @@
-"""The template of a spec, as engines take it: Jinja or Go text, a file, or a name of the catalogue. Pure."""
+"""The template of a spec, as engines take it: Jinja or Go text, a file, or a name of the catalogue."""
 
 from __future__ import annotations
 
@@ -52,13 +52,17 @@ def template_of(text: str, read: Callable[[str], str]) -> TemplateText:
 
 
 def _checked(text: str) -> str:
-    """The text, if the sandbox takes it; nothing of it is run."""
-    from homelab_llm.core.chat_template import ChatTemplate
+    """The text, if a question can be asked with it; rendered in a process of its own."""
+    from homelab_llm.store.templates.check import check_usable
 
-    ChatTemplate(text)
+    check_usable(text)
     return text
 
 
 def _of_catalogue(name: str) -> str:
+    from homelab_llm.store.templates.catalogue import named
+
+    if (entry := named(name)) is not None:
+        return entry.text
     shown = name[:60].encode("unicode_escape").decode("ascii")
-    raise InvalidTemplate(f"the catalogue has no template {shown!r}", hint="write the template, or ./FILE.jinja")
+    raise InvalidTemplate(f"the catalogue has no template {shown!r}", hint="mlxctl template list, or ./FILE.jinja")
