@@ -141,7 +141,9 @@ class StoreSettings(Section):
     allow_private_hosts: bool = Field(False, description="Let sources point to loopback and private addresses.")
     ollama_registry: str = Field("https://registry.ollama.ai", description="Base URL of the Ollama library.")
     registries: Strings = Field(
-        (), description="Registries `host[:port]` that may be at private addresses or without TLS; loopback always may."
+        (),
+        description="Registries `host[:port]`, or `http://…` or `https://…`, that may be at private addresses or "
+        "without TLS, and token servers that may have credentials; loopback always may be without TLS.",
     )
     connections_per_host: int = Field(8, ge=1, le=32, description="Connections of one download to one host.")
     rate_limit_bytes_per_s: Bytes = Field(
