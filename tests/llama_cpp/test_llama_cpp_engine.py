@@ -158,7 +158,7 @@ def test_the_context_is_the_models_own_at_most_and_eight_thousand_by_default(fol
 @pytest.mark.requirement("R-I8")
 def test_an_embedding_model_is_converted_first_into_a_file_named_by_its_digest(folder: Path) -> None:
     plan = planned(engine(folder), model(BERT, config_json="/blobs/2", model_safetensors="/blobs/3"))
-    assert "homelab_llm.inference.workers.convert_bert" in plan.prepare
+    assert "homelab_llm.inference.conversion.bert_to_gguf" in plan.prepare
     assert "config.json=/blobs/2" in plan.prepare
     target = flag(plan.prepare, "--target")
     assert target == flag(plan.argv, "--model") == f"/derived/{Digest.of(b'x').hex}-bert1.gguf"

@@ -27,6 +27,7 @@ TRAITS = WorkerTraits(pooled=False, notices_abort=False, progress=True, grammar=
 CONVERTER_VERSION = 1  # part of the name of every converted file
 
 _WORKERS = "homelab_llm.inference.workers"
+_CONVERSION = "homelab_llm.inference.conversion"
 _USUAL_CONTEXT_TOKENS = 8192
 _USUAL_EMBEDDING_TOKENS = 2048
 # One batch is how long an abort in prefill takes to be noticed, for each slot in turn; 96 costs 6 % of 128's speed.
@@ -188,16 +189,23 @@ class LlamaCppEngine:
         return context if "embedding" in facts.capabilities else min(most, context)
 
 
-def _program(module: str) -> tuple[str, ...]:
+def _program(module: str, folder: str = _WORKERS) -> tuple[str, ...]:
     """``-P``: the folder the worker stands in must not become a place to import from."""
-    return sys.executable, "-P", "-m", f"{_WORKERS}.{module}"
+    return sys.executable, "-P", "-m", f"{folder}.{module}"
 
 
 def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
     """The GGUF file to serve, and the command that makes it, or no command."""
     if model.facts.format != "gguf":
         file = derived / f"{model.digest.hex}-bert{CONVERTER_VERSION}.gguf"
-        return file, (*_program("convert_bert"), "--target", str(file), "--name", model.name, *_pairs(model.own_files))
+        return file, (
+            *_program("bert_to_gguf", _CONVERSION),
+            "--target",
+            str(file),
+            "--name",
+            model.name,
+            *_pairs(model.own_files),
+        )
     files = model.own_files
     parts = {name: path for name, path in files.items() if name.endswith(".gguf") and not _is_projector(name)}
     if len(parts) <= 1:

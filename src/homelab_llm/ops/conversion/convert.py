@@ -98,7 +98,7 @@ def convert(
     check_room(store, needs_of(base.facts, to, options.type, measure=options.measure))
     work = _Work(progress or (lambda _progress: None), base.size_bytes)
     with scratch_folder(store.root) as folder:
-        files: Mapping[str, Path] = base.files
+        files: Mapping[str, Path] = base.own_files
         for step in steps:
             files = _made(work, step, files, folder)
         failpoint("ops.conversion.made")
@@ -166,8 +166,8 @@ def _measured(
     """Quality before and after; nothing, and a note, where this model cannot be measured."""
     try:
         if "embedding" in base.facts.capabilities:
-            return _similarity(work, base.files, files)
-        before = perplexity_of(base.files, options, lambda *given: work.run("measuring", *given))
+            return _similarity(work, base.own_files, files)
+        before = perplexity_of(base.own_files, options, lambda *given: work.run("measuring", *given))
         after = perplexity_of(files, options, lambda *given: work.run("measuring", *given))
     except (UnsupportedRequest, EngineUnavailable) as error:
         work.notes.append(f"no figure of quality: {error.message}")
@@ -212,7 +212,7 @@ def perplexity(
             f"{model.name} embeds text and foretells none", hint="convert it: the result is compared with it"
         )
     work = _Work(progress or (lambda _progress: None), model.size_bytes)
-    return perplexity_of(model.files, options, lambda *given: work.run("measuring", *given))
+    return perplexity_of(model.own_files, options, lambda *given: work.run("measuring", *given))
 
 
 def publish(
