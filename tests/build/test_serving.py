@@ -70,10 +70,12 @@ def test_the_template_of_a_model_is_a_file_when_it_starts_and_the_registry_goes_
 
 def test_the_template_of_a_model_is_never_taken_for_a_path(store: ModelStore, folder: Path) -> None:
     (folder / "secret").write_text("secret")
-    model = replace(store.resolve("tiny:1"), defaults=ModelDefaults(template=str(folder / "secret")))
+    text, tiny = str(folder / "secret"), store.resolve("tiny:1")
+    facts = replace(tiny.facts, chat_template=text)
+    model = replace(tiny, facts=facts, defaults=ModelDefaults(template=text))
     planner(folder, [FakeEngine(honours=HONOURS)])(model).launch(folder / "w.http")
     (written,) = (folder / "derived" / "templates").iterdir()
-    assert written.read_text() == str(folder / "secret")
+    assert written.read_text() == text
 
 
 def test_an_engine_that_loads_the_adapter_is_chosen_before_one_that_does_not(store: ModelStore, folder: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from homelab_llm.interface.cli.foretelling import Foretold
     from homelab_llm.store.scan import ScanReport
 
-_PARTS = ("template", "modelfile", "spec", "licence", "files")
+_TEMPLATES = {"model": "its own, in place of the files'", "catalogue": "the catalogue's, for the files have none"}
 
 
 @verb("show")
@@ -172,7 +172,7 @@ def _default_words(model: StoredModel) -> dict[str, str]:
         "without effect": ", ".join(lost) + " (made for another runtime)" if lost else "",
         "system": defaults.system[:200],
         "examples": f"{len(defaults.messages)} messages" if defaults.messages else "",
-        "template": "its own, in place of the files'" if defaults.template else "",
+        "template": _TEMPLATES.get(model.template_from, ""),
         "adapters": ", ".join(defaults.adapters),
         "parsers": ", ".join(filter(None, (defaults.tool_call_parser, defaults.reasoning_parser))),
         "requires": defaults.requires,

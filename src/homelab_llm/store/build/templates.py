@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from homelab_llm.core.errors import InvalidTemplate
+from homelab_llm.store.build.spec import did_you_mean, shown
 
 _GO = re.compile(
     r"\{\{-?\s*(?:/\*|[.$]|\$|(?:if|else|range|with|end|block|define|template|len|slice|index|json|and|or|not|eq|ne)\b)"
@@ -60,9 +61,12 @@ def _checked(text: str) -> str:
 
 
 def _of_catalogue(name: str) -> str:
-    from homelab_llm.store.templates.catalogue import named
+    from homelab_llm.store.templates.catalogue import ENTRIES, named
 
     if (entry := named(name)) is not None:
         return entry.text
-    shown = name[:60].encode("unicode_escape").decode("ascii")
-    raise InvalidTemplate(f"the catalogue has no template {shown!r}", hint="mlxctl template list, or ./FILE.jinja")
+    closest = did_you_mean(name, [entry.name for entry in ENTRIES])
+    raise InvalidTemplate(
+        f"the catalogue has no template {shown(name)!r}{closest}",
+        hint="mlxctl template list, or write the template, or ./FILE.jinja",
+    )
