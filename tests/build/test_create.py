@@ -25,8 +25,11 @@ from homelab_llm.store.build.spec import ModelSpec
 from homelab_llm.store.layout import FAILPOINTS as STORE_FAILPOINTS
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import JobProgress
+from homelab_llm.store.pull import PullSettings, pull
+from homelab_llm.store.push import push
 from homelab_llm.store.scan import scan
 from homelab_llm.testing.adapters import write_gguf_adapter
+from homelab_llm.testing.registries import Registry
 
 pytestmark = pytest.mark.requirement("R-M6")
 
@@ -256,6 +259,20 @@ def test_a_spec_that_is_shown_makes_the_same_model_again(store: ModelStore, fold
     assert replace(again.defaults, go_template=GO) == model.defaults
     assert (again.files, again.facts) == (model.files, model.facts)
     assert spec_of(store.resolve("tiny:1")) == ModelSpec("tiny:1", licence="apache-2.0")
+
+
+@pytest.mark.requirement("R-M7")
+def test_a_made_model_is_the_same_one_after_a_push_and_a_pull(store: ModelStore, folder: Path) -> None:
+    adapter = tiny_adapter(folder)
+    said: dict[str, Any] = {"system": "A", "template": GO, "stop": ("x",), "parameters": {"num_ctx": 64}}
+    model = make(store, folder, adapters=(str(adapter),), licence="L\nM", metadata={"a": "b"}, **said)
+    settings = PullSettings(free_floor_bytes=0, environ={"HOME": str(folder)})
+    with Registry() as registry:
+        target = f"oci://{registry.host}/made/new:1"
+        push(store, "new:1", target, settings=settings)
+        pulled = pull(ModelStore(folder / "other"), target, settings=settings)
+    assert (pulled.digest, pulled.defaults, pulled.provenance) == (model.digest, model.defaults, model.provenance)
+    assert pulled.facts == model.facts
 
 
 def test_whoever_watches_can_call_it_off(store: ModelStore, folder: Path) -> None:
