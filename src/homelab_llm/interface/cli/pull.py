@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("reference", shell_complete=references)
 @click.argument("name", required=False)
 @click.option(
-    "--include", metavar="PATTERN", multiple=True, help="Of a repository only weights that match; repeatable."
+    "--include", metavar="PATTERN", multiple=True, help="Only weights of a repository that match; repeatable."
 )
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Of a repository nothing that matches; repeatable.")
 def pull(
