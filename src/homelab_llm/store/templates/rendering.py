@@ -19,7 +19,7 @@ LIMIT_S = 5.0
 MEMORY_BYTES = 512 << 20
 MAX_OUTPUT_BYTES = 64 << 20
 _START_S = 20.0  # a busy machine starts a process slowly; only the template's own time is held to the limit
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "SYSTEMROOT", "TZ")
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ")
 
 
 @dataclass(frozen=True, slots=True)
