@@ -178,7 +178,8 @@ def test_the_stop_words_of_a_model_are_added_to_those_of_any_request(asked: Any,
 
 def test_what_another_runtime_left_in_a_pulled_model_does_not_break_it(store: ModelStore, folder: Path) -> None:
     left = {"num_gpu": 99, "temperature": "hot", "num_predict": 7, "stop": "x", "num_ctx": 0}
-    model = replace(store.resolve("tiny:1"), defaults=ModelDefaults(parameters=left))
+    strange = ({"content": "no role"}, {"role": "tool", "content": "x"})
+    model = replace(store.resolve("tiny:1"), defaults=ModelDefaults(parameters=left, messages=strange))
     assert dict(target_of(model, Snapshot()).params) == {"max_tokens": 7}
     assert opening_of(model) == Opening(stop=("x",))
     assert planner(folder, [FakeEngine()])(model).context_tokens == 512

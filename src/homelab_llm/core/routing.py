@@ -9,6 +9,8 @@ from typing import Any
 from homelab_llm.core.facts import NO_DEFAULTS, StoredModel
 from homelab_llm.core.parameters import request_parameters, stop_words
 
+_ROLES = ("system", "user", "assistant")
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -54,6 +56,8 @@ def opening_of(model: StoredModel) -> Opening | None:
     if defaults is NO_DEFAULTS:
         return None
     stop = stop_words(defaults.parameters)
-    if not (defaults.system or defaults.messages or stop):
+    # A model may come from anywhere: what is no message must not spoil every request to it.
+    messages = tuple(m for m in defaults.messages if m.keys() == {"role", "content"} and m["role"] in _ROLES)
+    if not (defaults.system or messages or stop):
         return None
-    return Opening(defaults.system, defaults.messages, stop)
+    return Opening(defaults.system, messages, stop)

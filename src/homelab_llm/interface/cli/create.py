@@ -12,6 +12,7 @@ from homelab_llm.core.errors import Cancelled, HomelabError, InvalidModelSpec
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
+from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import summary
 
@@ -31,7 +32,7 @@ _USUAL = ("ModelSpec.yaml", "modelspec.yaml", "Modelfile")
     type=click.Path(path_type=Path, dir_okay=False),
     help="ModelSpec or Modelfile; else ModelSpec.yaml or Modelfile in this folder.",
 )
-@click.option("--base", help="In place of the file's base.")
+@click.option("--base", shell_complete=model_names, help="In place of the file's base.")
 def create(invocation: Invocation, name: str | None, path: Path | None, base: str | None) -> None:
     """Make the model NAME from a ModelSpec or a Modelfile: a base with its own instructions, parameters, adapters.
 
