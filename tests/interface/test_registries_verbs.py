@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,3 +108,40 @@ def test_pack_writes_a_file(mlxctl: Mlxctl, model: str, tmp_path: Path) -> None:
     assert (tmp_path / "m.tar").stat().st_size > WEIGHTS_BYTES
     again = mlxctl("pack", model, "--output", str(tmp_path / "m.tar"), "--json")
     assert again.code == 6
+
+
+def test_a_password_typed_on_a_terminal_is_not_shown(user: Path, home: Home, registry: Registry) -> None:
+    with TokenAuth(registry, anonymous="") as front:
+        said, code = typed(["login", front.host], [("user name", USER), ("password", PASSWORD)])
+        assert (code, PASSWORD in said, f"logged in to {front.host}" in said) == (0, False, True), said
+        said, code = typed(["login", front.host], [("user name", USER), ("password", "\x03")])
+        assert code == 130, said
+
+
+def typed(argv: list[str], dialogue: list[tuple[str, str]]) -> tuple[str, int]:
+    """What a terminal shows when each prompt is answered, and the exit code."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "homelab_llm.interface.cli.main", *argv]
+    said = ""
+    with subprocess.Popen(
+        command,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=dict(os.environ),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 — one call into the system, no lock
+    ) as running:
+        os.close(slave)
+        try:
+            for prompt, answer in dialogue:
+                while prompt not in said.rpartition("\n")[2]:
+                    said += os.read(master, 1024).decode()
+                os.write(master, answer.encode() + (b"" if answer == "\x03" else b"\n"))
+            while part := os.read(master, 1024):
+                said += part.decode()
+        except OSError:  # the other end is gone
+            pass
+        finally:
+            os.close(master)
+        return said, running.wait(30)

@@ -29,7 +29,7 @@ from homelab_llm.testing.registry_front import FaultyRegistry, RegistryFaults
 Settings = Callable[..., PullSettings]
 Add = Callable[..., StoredModel]
 FULL = os.environ.get("HOMELAB_SIZE") == "full"
-MOMENTS = 200 if FULL else 3
+MOMENTS = 200 if FULL else 2
 LOST_BYTES = 16_000_000
 SHARED = b"known to another repository"
 FOLDER = Path(homelab_llm.store.oci.__file__).parent

@@ -160,7 +160,7 @@ class _Push:
             waiting.put(blob)
         lanes = [
             threading.Thread(target=self._lane, args=(waiting,), daemon=True)
-            for _ in range(min(LANES, len(self.blobs)))
+            for _ in range(min(LANES, self.settings.connections_per_host, len(self.blobs)))
         ]
         for lane in lanes:
             lane.start()
