@@ -12,7 +12,7 @@ def without_template(source: Path, target: Path) -> Path:
     import gguf
 
     reader = gguf.GGUFReader(str(source))
-    writer = gguf.GGUFWriter(str(target), reader.fields["general.architecture"].contents(), endianess=reader.endianess)
+    writer = gguf.GGUFWriter(str(target), reader.fields["general.architecture"].contents())
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", TEMPLATE_KEY):
             continue
