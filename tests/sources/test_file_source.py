@@ -18,6 +18,7 @@ from homelab_llm.core.names import ModelRef
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.pull import PullSettings, pull
 from homelab_llm.store.push import push
+from homelab_llm.store.repair import repair
 from homelab_llm.store.unpacking import FAILPOINTS
 from homelab_llm.testing.artifacts import KIT, LayerOf, put, tar_of
 from homelab_llm.testing.registries import Registry
@@ -204,4 +205,21 @@ def test_killed_while_unpacking_nothing_half_shows_and_the_next_pull_finishes(
     }
     assert store.prune(keep_partials_s=0).problems == ()
     assert {path.name for path in (store.root / "blobs" / "sha256").iterdir()} >= {f.name for f in model.files.values()}
+    assert not store.blobs.has(Digest.of(layer.content))
+
+
+@pytest.mark.requirement("R-M4")
+def test_a_file_out_of_a_tar_is_mended_by_unpacking_it_again(
+    registry: Registry, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
+) -> None:
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    layer = LayerOf(f"{KIT}model.v1.tar", tar_of({each: folder_files[each] for each in names}))
+    put(registry, "mended", "1", [layer], LayerOf(f"{KIT}config.v1+json", b"{}"))
+    model = pull(store, f"oci://{registry.host}/mended:1", settings=settings())
+    path = model.files["model.safetensors"]
+    path.chmod(0o644)
+    path.write_bytes(b"X" + folder_files["model.safetensors"][1:])
+    report = repair(ModelStore(store.root), model.name, settings=settings())
+    assert report.files == ("model.safetensors",)
+    assert path.read_bytes() == folder_files["model.safetensors"]
     assert not store.blobs.has(Digest.of(layer.content))

@@ -139,6 +139,24 @@ def fetch_files(
     return digests
 
 
+def fetch_packed(
+    store: ModelStore, source: Source, remote: RemoteModel, *, settings: PullSettings, report: Progress
+) -> tuple[RemoteModel, set[Digest]]:
+    """Unpack the files of a packed model again, in place of damaged ones; for ``repair``. Raises as ``pull``.
+
+    Returns:
+        The model with the files that are layers of their own, and the blobs that were written.
+    """
+    assert remote.packed is not None  # noqa: S101 — the caller has looked
+    pulling, digests, archives = _Pull(store, source, remote, settings, report), dict[str, Digest](), list[Digest]()
+    try:
+        pulling.fetch_packed(remote.packed, digests, archives)
+    finally:
+        store.blobs.release(digests.values())
+        store.free(archives)
+    return pulling.remote, set(digests.values())
+
+
 @dataclass(slots=True)
 class _Pull:
     """One pull whose source has been resolved."""
@@ -155,8 +173,8 @@ class _Pull:
         archives: list[Digest] = []
         try:
             with turn(self.store, self.remote, self.report):
-                if self.remote.packed:
-                    self._fetch_packed(self.remote.packed, digests, archives)
+                if self.remote.packed and not self._hold_known(digests):
+                    self.fetch_packed(self.remote.packed, digests, archives)
                 self.report.total([file.size_bytes for file in self.remote.files])
                 self._preflight(self.remote.files)
                 files = sorted(self.remote.files, key=lambda file: file.path)
@@ -187,11 +205,8 @@ class _Pull:
         self.report.stage("done")
         return model
 
-    def _fetch_packed(self, packed: PackedModel, digests: dict[str, Digest], archives: list[Digest]) -> None:
+    def fetch_packed(self, packed: PackedModel, digests: dict[str, Digest], archives: list[Digest]) -> None:
         """Fetch the archives, choose, and make their files blobs; the other files are left to be fetched."""
-        known = next((model for model in self.store.models() if model.source == self.remote.source), None)
-        if known is not None and self._hold_all(known, digests):
-            return
         layers = [archive.layer for archive in packed.outline.archives]
         files = [RemoteFile(f"layer-{n}.tar", str(a.digest), a.size_bytes, a.digest) for n, a in enumerate(layers, 1)]
         self.report.total([file.size_bytes for file in files])
@@ -208,9 +223,12 @@ class _Pull:
         self.report.stage("storing")
         unpack(self.store.blobs, selection.members, digests.__setitem__)
 
-    def _hold_all(self, model: StoredModel, digests: dict[str, Digest]) -> bool:
-        """Take the files of a model that came from the same pinned place; False when one is gone."""
-        for path, file in model.files.items():
+    def _hold_known(self, digests: dict[str, Digest]) -> bool:
+        """Take the files of a model that came from the same pinned place; False when there is none, or one is gone."""
+        known = next((model for model in self.store.models() if model.source == self.remote.source), None)
+        if known is None:
+            return False
+        for path, file in known.files.items():
             digest = Digest(file.name)
             if not self.store.blobs.hold(digest):
                 return False

@@ -22,7 +22,7 @@ from homelab_llm.store.index import Entry, read_index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, damaged, disk_full_is_typed, read_small
 from homelab_llm.store.manifests import Layer, Manifest, encode_config, encode_manifest, parse_manifest
 from homelab_llm.store.progress import JobProgress, Progress
-from homelab_llm.store.pull import PullSettings, fetch_files, pull
+from homelab_llm.store.pull import PullSettings, fetch_files, fetch_packed, pull
 from homelab_llm.store.sources.base import RemoteFile, RemoteModel
 from homelab_llm.store.sources.table import open_source
 from homelab_llm.store.verify import damage_error, verify
@@ -228,15 +228,25 @@ class _Repair:
             report.stage("resolving")
             remote = opening.source.resolve(opening.reference)
             failpoint("repair.resolved")
+            if remote.packed:
+                remote, written = fetch_packed(
+                    self.store, opening.source, remote, settings=self.settings, report=report
+                )
+                for damage in [damage for digest, damage in wanted.items() if digest in written]:
+                    self._mend(damage, remote.source, self._sizes()[damage.digest])
+                    del wanted[damage.digest]
             for file, damage in _matching(remote, wanted, self._sizes()):
                 files = [file]
                 fetched = fetch_files(self.store, opening.source, remote, files, settings=self.settings, report=report)
                 self.store.blobs.release(fetched.values())
                 failpoint("repair.fetched")
-                self.bytes_fetched += file.size_bytes or 0
-                self.fetched_from.append(remote.source)
-                self.mended.append(damage)
+                self._mend(damage, remote.source, file.size_bytes or 0)
                 del wanted[damage.digest]
+
+    def _mend(self, damage: Damage, source: str, size_bytes: int) -> None:
+        self.bytes_fetched += size_bytes
+        self.fetched_from.append(source)
+        self.mended.append(damage)
 
     def _sizes(self) -> Mapping[Digest, int]:
         return {layer.digest: layer.size_bytes for layer in self._manifest().layers}
