@@ -164,7 +164,7 @@ def test_docker_models_of_both_versions(
     ]
     put(registry, "ai/first", "1", first, LayerOf(f"{DOCKER}model.config.v0.1+json", config))
     model = pull(store, f"oci://{registry.host}/ai/first:1", settings=settings())
-    assert contents(model)["model.gguf"] == gguf_file
+    assert contents(model) == {"LICENSE": APACHE.encode(), "model.gguf": gguf_file}
     assert (model.defaults.template, dict(model.defaults.parameters)) == (JINJA, {"num_ctx": 2048})
     assert model.facts.licence == "apache-2.0"
     second = [LayerOf(f"{DOCKER}gguf.v3", gguf_file, {FILE_PATH: "tiny-F32.gguf"})]
@@ -194,6 +194,37 @@ def test_the_files_of_a_kits_tar_become_blobs_of_their_own(
     again = pull(store, f"oci://{registry.host}/kit/{form[-4:]}:1", name="again", settings=settings())
     assert again.digest == model.digest, "nothing is fetched twice"
     assert store.prune(keep_partials_s=0).blobs == 0
+
+
+@pytest.mark.requirement("R-M2")
+def test_weights_as_layers_and_the_rest_in_a_tar_make_one_model(
+    registry: Registry, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
+) -> None:
+    rest = {name: folder_files[name] for name in ("config.json", "tokenizer.json", "modeling.py")}
+    layers = [
+        LayerOf(f"{DOCKER}safetensors", folder_files["model.safetensors"]),
+        LayerOf(f"{DOCKER}vllm.config.tar", tar_of(rest)),
+        LayerOf(f"{DOCKER}license", APACHE.encode()),
+    ]
+    put(registry, "ai/mixed", "1", layers, LayerOf(f"{DOCKER}model.config.v0.1+json", b"{}"))
+    model = pull(store, f"oci://{registry.host}/ai/mixed:1", settings=settings())
+    wanted = ("config.json", "model.safetensors", "tokenizer.json")
+    assert contents(model) == {name: folder_files[name] for name in wanted}
+    assert model.facts.licence == "apache-2.0"
+
+
+@pytest.mark.requirement("R-M2")
+def test_a_gguf_deep_in_a_tar_is_chosen_by_pattern(
+    registry: Registry, store: ModelStore, settings: Settings, gguf_file: bytes
+) -> None:
+    files = {"kit/a-Q4_0.gguf": gguf_file, "kit/a-Q8_0.gguf": b"GGUF", "LICENSE": b"Apache"}
+    layer = LayerOf(f"{KIT}modelpart.v1.tar+gzip", tar_of(files, packed=True))
+    put(registry, "kit/two", "1", [layer], LayerOf(f"{KIT}config.v1+json", b"{}"))
+    with pytest.raises(InvalidInput):
+        pull(store, f"oci://{registry.host}/kit/two:1", settings=settings())
+    assert store.models() == []
+    model = pull(store, f"oci://{registry.host}/kit/two:1", include=["*Q4_0*"], settings=settings())
+    assert contents(model) == {"LICENSE": b"Apache", "model.gguf": gguf_file}
 
 
 @pytest.mark.requirement("R-M2")
@@ -253,7 +284,7 @@ def test_an_ollama_model_brings_its_defaults(
     notes: list[JobProgress] = []
     model = pull(store, "ollama:tiny:1b", settings=settings(ollama_registry=registry.url), progress=notes.append)
     assert (model.name, model.source) == ("tiny:1b", f"ollama:tiny:1b@{digest}")
-    assert contents(model) == {"model.gguf": gguf_file}
+    assert contents(model) == {"LICENSE": APACHE.encode(), "model.gguf": gguf_file}
     assert model.defaults.system == "Be brief."
     assert dict(model.defaults.parameters) == {"temperature": 0.2, "stop": ["<|im_end|>"], "num_ctx": 1024}
     assert [dict(message) for message in model.defaults.messages] == [{"role": "user", "content": "hi"}]

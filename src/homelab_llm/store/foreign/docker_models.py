@@ -40,6 +40,8 @@ def outline(manifest: ForeignManifest, config: bytes) -> Outline:
         _take(layer, found, weights)
     for ending, layers in weights.items():
         found.parts += _numbered(layers, ending)
+    if not any(part.path.upper().startswith("LICENSE") for part in found.parts) and not found.archives:
+        found.keep_licences()  # a tar may bring one of that name
     return found.outline(defaults=_defaults(read_object(config, "the configuration of the Docker model")))
 
 

@@ -61,4 +61,5 @@ def outline(manifest: ForeignManifest, config: bytes) -> Outline:  # noqa: ARG00
         raise BadManifest("this model has no weights of its own: it runs elsewhere", hint="pull another tag of it")
     places = tuple(f"adapters/{number}/adapter.gguf" for number in range(1, len(adapters) + 1))
     found.parts += [Part(place, layer) for place, layer in zip(places, adapters, strict=True)]
+    found.keep_licences()
     return found.outline(whole=True, defaults=ModelDefaults(adapters=places))

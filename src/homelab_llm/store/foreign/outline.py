@@ -62,6 +62,12 @@ class Gathering:
     texts: list[tuple[Role, Descriptor]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def keep_licences(self) -> None:
+        """Keep licence texts as files of the model, too."""
+        texts = dict.fromkeys(layer for role, layer in self.texts if role == "licence")
+        names = ["LICENSE", *(f"LICENSE-{number}" for number in range(2, len(texts) + 1))]
+        self.parts += [Part(name, layer) for name, layer in zip(names, texts, strict=False)]
+
     def outline(self, **more: Any) -> Outline:
         """What was gathered; notes once each."""
         return Outline(
