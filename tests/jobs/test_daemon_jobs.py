@@ -54,8 +54,8 @@ def child_of(daemon: Daemon) -> psutil.Process:
         children = psutil.Process(daemon.pid).children(recursive=True)
         return [child for child in children if "homelab_llm.ops.jobs.program" in child.cmdline()]
 
-    (program,) = until(found)
-    return program
+    programs: list[psutil.Process] = until(found)
+    return programs[0]
 
 
 def received(daemon: Daemon, paced: PacedFile, job: dict[str, Any], count_bytes: int) -> dict[str, Any]:

@@ -5,13 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.gateway.fields import Field, Record, Text, shown
+from homelab_llm.gateway.fields import Field, Flag, ListOf, OneOf, Record, Text, Whole, shown
 
 _REFERENCE = Field(Text(1000, empty=False), "what to fetch, as `mlxctl pull` takes it", required=True)
 _NAME = Field(Text(300, empty=False), "what it is called in the store; else a name is made")
 
+_PATTERNS = ListOf(Text(300, empty=False), 64)
+_MODEL = Field(Text(300, empty=False), "a model of the store", required=True)
+_NEW = Field(Text(300, empty=False), "what the result is called", required=True)
+_TYPE = Text(40, empty=False)
+_MEASURED = {
+    "tokens": Field(Whole(64, 10_000_000), "of the text quality is measured on; 8192 unless said otherwise"),
+    "measure": Field(Flag(), "false: no figure of quality"),
+    "force": Field(Flag(), "also what is quantized already"),
+}
+
 KINDS: dict[str, Record] = {
-    "pull": Record({"model": _REFERENCE, "name": _NAME}),
+    "pull": Record(
+        {
+            "model": _REFERENCE,
+            "name": _NAME,
+            "include": Field(_PATTERNS, "of a repository only the weights that match"),
+            "exclude": Field(_PATTERNS, "of a repository nothing that matches"),
+        }
+    ),
+    "push": Record(
+        {
+            "model": _MODEL,
+            "target": Field(Text(1000, empty=False), "oci://HOST/NAME:TAG or hf:ORG/NAME", required=True),
+        }
+    ),
+    "convert": Record(
+        {
+            "model": _MODEL,
+            "name": _NEW,
+            "to": Field(OneOf(("gguf", "mlx", "safetensors")), "the format", required=True),
+            "type": Field(_TYPE, "f16, q8_0, 4bit, …; else the format's usual one"),
+            **_MEASURED,
+        }
+    ),
+    "quantize": Record(
+        {"model": _MODEL, "name": _NEW, "type": Field(_TYPE, "q8_0, q4_0, 4bit, …", required=True), **_MEASURED}
+    ),
 }
 
 

@@ -72,6 +72,20 @@ def slots_and_models(context: click.Context, parameter: click.Parameter, incompl
     return [*slot_names(context, parameter, incomplete), *model_names(context, parameter, incomplete)]
 
 
+def job_ids(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The latest jobs; none on any trouble."""
+    try:
+        client = _invocation(context).daemon_if_running()
+        found = client.get("/admin/jobs?limit=50", timeout_s=_PATIENCE_S)["jobs"] if client else []
+    except (HomelabError, OSError):
+        return []
+    return [
+        CompletionItem(job["job_id"], help=f"{job['kind']}, {job['state']}")
+        for job in found
+        if job["job_id"].startswith(incomplete)
+    ]
+
+
 def _slots(invocation: Invocation) -> list[dict[str, Any]]:
     """The daemon's slots, else those the settings describe; none on any trouble."""
     try:

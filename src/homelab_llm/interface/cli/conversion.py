@@ -15,6 +15,7 @@ from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import summary
 
@@ -41,6 +42,7 @@ _FORCE = click.option("--force", is_flag=True, help="Also what is quantized alre
 @_TOKENS
 @_NO_MEASURE
 @_FORCE
+@detach
 def convert(
     invocation: Invocation,
     /,
@@ -51,6 +53,9 @@ def convert(
     **how: Any,
 ) -> None:
     """Make NEWNAME out of MODEL in another format, and say what that costs in quality."""
+    if how.pop("detach"):
+        order(invocation, "convert", {"model": model, "name": newname, "to": to, **_asked(kind, **how)})
+        return
     _convert(invocation, model, newname, to, _options(kind, **how))
 
 
@@ -62,6 +67,7 @@ def convert(
 @_TOKENS
 @_NO_MEASURE
 @_FORCE
+@detach
 def quantize(
     invocation: Invocation,
     /,
@@ -71,9 +77,19 @@ def quantize(
     **how: Any,
 ) -> None:
     """Make NEWNAME out of MODEL with smaller weights: q8_0, q4_0, … as GGUF; 8bit, 4bit, mixed_3_6, … as MLX."""
+    if how.pop("detach"):
+        order(invocation, "quantize", {"model": model, "name": newname, **_asked(kind, **how)})
+        return
     from homelab_llm.ops.conversion.plan import target_of
 
     _convert(invocation, model, newname, target_of(kind), _options(kind, **how))
+
+
+def _asked(kind: str, *, text: Path | None, tokens: int, no_measure: bool, force: bool) -> dict[str, Any]:
+    """The parameters of a job; it measures on the text of the package, which the daemon can read for certain."""
+    if text is not None:
+        raise click.UsageError("--text and --detach exclude each other")
+    return {"type": kind, "tokens": tokens, "measure": not no_measure, "force": force}
 
 
 def _options(

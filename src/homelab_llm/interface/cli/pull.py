@@ -6,14 +6,16 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from homelab_llm.core.errors import Cancelled, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.units import format_bytes, format_duration
-from homelab_llm.interface.cli.completion import references
+from homelab_llm.interface.cli.completion import references, slot_names
+from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import resolve_or_none, summary
 
@@ -22,14 +24,17 @@ if TYPE_CHECKING:
 
 
 @verb("pull")
-@click.argument("reference", shell_complete=references)
+@click.argument("reference", required=False, shell_complete=references)
 @click.argument("name", required=False)
 @click.option(
     "--include", metavar="PATTERN", multiple=True, help="Only weights of a repository that match; repeatable."
 )
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Of a repository nothing that matches; repeatable.")
+@click.option("--slot", metavar="PORT|ALIAS", shell_complete=slot_names, help="The model that the slot shall serve.")
+@click.option("--wanted", is_flag=True, help="Every model that the registry names and that is not stored yet.")
+@detach
 def pull(
-    invocation: Invocation, reference: str, name: str | None, include: tuple[str, ...], exclude: tuple[str, ...]
+    invocation: Invocation, /, reference: str | None, name: str | None, slot: str | None, wanted: bool, **how: Any
 ) -> None:
     """Fetch a model into the store, from wherever REFERENCE says it is.
 
@@ -47,8 +52,35 @@ def pull(
 
     What is there already is not fetched again, and an interrupted pull goes on where it was. With --json one line
     of progress after another, then the model.
+
+    In place of a reference, --slot and --wanted fetch what the registry names, whose entry is then complete.
     """
+    if (reference is not None) + (slot is not None) + wanted != 1:
+        raise click.UsageError("one of REFERENCE, --slot and --wanted is needed")
+    if reference is None:
+        if name or how["include"] or how["exclude"]:
+            raise click.UsageError("NAME, --include and --exclude belong to a REFERENCE")
+        from homelab_llm.interface.cli.wanted import pull_wanted
+
+        pull_wanted(invocation, slot, detached=how["detach"])
+        return
+    include, exclude = how["include"], how["exclude"]
+    if how["detach"]:
+        asked = {"model": at_home(reference), "name": name, "include": include, "exclude": exclude}
+        order(invocation, "pull", asked)
+        return
     model = fetch(invocation, reference, name, include=include, exclude=exclude, events=invocation.output.json)
+    say_pulled(invocation, model)
+
+
+def at_home(reference: str) -> str:
+    """A reference to a file of this folder as one that means the same elsewhere."""
+    scheme, _, path = reference.partition(":")
+    return f"file:{Path(path).expanduser().absolute()}" if scheme == "file" and not path.startswith("/") else reference
+
+
+def say_pulled(invocation: Invocation, model: StoredModel) -> None:
+    """The model is there."""
     if invocation.output.json:
         invocation.output.event({"status": "done", "model": summary(model)})
         return

@@ -71,6 +71,10 @@ REACH: dict[str, Reach] = {
     "fit": _ASKS,
     "explain": _ASKS,
     "events": _ASKS,
+    "jobs list": _ASKS,
+    "jobs show": _ASKS,
+    "jobs wait": _ASKS,
+    "jobs cancel": _ORDERS,
     "ps": _ASKS,
     "stop": _ORDERS,
     "status": _ASKS,
@@ -109,7 +113,8 @@ REACH: dict[str, Reach] = {
 def verb_path(argv: Sequence[str]) -> str:
     """The verb of a command line, without what follows it: ``key list``. Empty when there is none."""
     words = [word for word in argv if not word.startswith("-")]
-    return next((path for path in (" ".join(words[:2]), " ".join(words[:1])) if path in REACH), "")
+    named = (" ".join(words[:2]), " ".join(words[:1]), f"{words[0]} list" if words == ["jobs"] else "")
+    return next((path for path in named if path in REACH), "")
 
 
 def reach_of(argv: Sequence[str]) -> Reach:

@@ -52,6 +52,7 @@ VERBS = {
     "fit": f"{_CLI}.foresight:fit",
     "explain": f"{_CLI}.foresight:explain",
     "events": f"{_CLI}.events:events",
+    "jobs": f"{_CLI}.jobs:jobs",
     "registry": f"{_CLI}.registry:registry",
     "handles": f"{_CLI}.handles:handles",
     "ps": f"{_CLI}.residency:ps",

@@ -8,8 +8,10 @@ is then called again with the same parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from homelab_llm.core.names import ModelRef
 
 if TYPE_CHECKING:
     from homelab_llm.core.facts import StoredModel
@@ -36,7 +38,29 @@ def _pull(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, 
     from homelab_llm.store.pull import PullSettings, pull
 
     chosen = PullSettings.of(settings.store)
-    return _stored(pull(store, parameters["model"], name=parameters.get("name"), settings=chosen, progress=tell))
+    narrowed = {word: parameters[word] for word in ("name", "include", "exclude") if word in parameters}
+    return _stored(pull(store, parameters["model"], **narrowed, settings=chosen, progress=tell))
+
+
+def _push(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.store.push import push
+    from homelab_llm.store.sources.table import PullSettings
+
+    chosen = PullSettings.of(settings.store)
+    return asdict(push(store, parameters["model"], parameters["target"], settings=chosen, progress=tell))
+
+
+def _convert(store: ModelStore, parameters: Mapping[str, Any], _settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.ops.conversion.convert import ConversionOptions, convert
+    from homelab_llm.ops.conversion.plan import target_of
+
+    known = ("type", "measure", "tokens", "force")
+    options = ConversionOptions(**{name: parameters[name] for name in known if name in parameters})
+    notes: list[str] = []
+    to = parameters.get("to") or target_of(options.type)
+    ref = ModelRef.parse(parameters["name"])
+    made = convert(store, parameters["model"], to=to, ref=ref, options=options, progress=tell, note=notes.append)
+    return {**_stored(made), "measured": dict(made.provenance.measured), "notes": notes}
 
 
 def _stored(model: StoredModel) -> dict[str, Any]:
@@ -45,4 +69,7 @@ def _stored(model: StoredModel) -> dict[str, Any]:
 
 KINDS: dict[str, Kind] = {
     "pull": Kind(_pull, again=True),
+    "push": Kind(_push, again=True),
+    "convert": Kind(_convert),
+    "quantize": Kind(_convert),
 }
