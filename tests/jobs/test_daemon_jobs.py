@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,18 +13,10 @@ import pytest
 from homelab_llm.core.paths import Home
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.paced import PacedFile
+from homelab_llm.testing.waits import until
 
 MB = 10**6
 OVER = ("succeeded", "failed", "cancelled")
-
-
-def until(wanted: Callable[[], Any], within_s: float = 30) -> Any:
-    """What ``wanted`` gives as soon as it is true."""
-    deadline = time.monotonic() + within_s
-    while not (found := wanted()):
-        assert time.monotonic() < deadline, wanted
-        time.sleep(0.01)
-    return found
 
 
 def submit(daemon: Daemon, url: str, **more: str) -> dict[str, Any]:
@@ -123,8 +113,9 @@ def test_a_killed_daemon_goes_on_with_its_jobs_and_loses_little(daemon: Daemon, 
 
 @pytest.mark.requirement("R-M2", "B-5")
 def test_a_planned_restart_hands_running_jobs_to_the_new_daemon(daemon: Daemon, paced: PacedFile) -> None:
-    job, waiting = submit(daemon, paced.url, name="far"), submit(daemon, paced.url, name="too")
+    job = submit(daemon, paced.url, name="far")
     received(daemon, paced, job, 8 * MB)
+    waiting = submit(daemon, paced.url, name="too")
     program = child_of_any(daemon)
     daemon.restart()
     assert not any(child.is_running() for child in program)

@@ -117,7 +117,13 @@ def test_a_slots_intent_is_pulled_and_complete(home: Home, mlxctl: Run, tmp_path
     for name in ("one", "two"):
         write_fake_model(tmp_path / f"{name}.gguf", name=name)
     wishes = {
-        name: {"model_id": f"{name}:latest", "repo_id": f"file:{tmp_path}/{name}.gguf", "port": port, "cache_path": ""}
+        name: {
+            "model_id": f"{name}:latest",
+            "repo_id": f"file:{tmp_path}/{name}.gguf",
+            "port": port,
+            "format": "gguf",
+            "cache_path": "",
+        }
         for name, port in (("one", 8100), ("two", None))
     }
     slots = {"HOMELAB_SLOTS__PORTS": "8100-8103"}
@@ -126,7 +132,7 @@ def test_a_slots_intent_is_pulled_and_complete(home: Home, mlxctl: Run, tmp_path
     pulled = mlxctl("pull", "--slot", "8100", **slots)
     assert pulled.returncode == 0, pulled.stderr
     states = {row["name"]: row["state"] for row in json.loads(mlxctl("list", "--json").stdout)["models"]}
-    assert {name: state == "wanted" for name, state in states.items()} == {"one:latest": False, "two:latest": True}
+    assert {name: state == "wanted" for name, state in states.items()} == {"one:f32": False, "two:latest": True}
     assert mlxctl("pull", "--wanted").returncode == 0
     exported = json.loads(mlxctl("registry", "export", "-").stdout)
     assert "wanted" not in mlxctl("list").stdout
@@ -137,7 +143,11 @@ def test_a_slots_intent_is_pulled_and_complete(home: Home, mlxctl: Run, tmp_path
 @pytest.mark.requirement("R-D3")
 def test_a_job_completes_the_intent_it_fulfils(daemon: Daemon, home: Home, mlxctl: Run, paced: PacedFile) -> None:
     paced.allow(2 * len(paced.content))
-    wish(home, mlxctl, far={"model_id": "far:latest", "repo_id": paced.url, "port": None, "cache_path": ""})
+    wish(
+        home,
+        mlxctl,
+        far={"model_id": "far:latest", "repo_id": paced.url, "port": None, "format": "gguf", "cache_path": ""},
+    )
     told = json.loads(mlxctl("pull", "--wanted", "--detach", "--json").stdout)
     assert mlxctl("jobs", "wait", told["jobs"][0]["job_id"]).returncode == 0
     assert "wanted" not in mlxctl("list").stdout

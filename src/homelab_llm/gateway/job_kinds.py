@@ -35,6 +35,14 @@ KINDS: dict[str, Record] = {
             "target": Field(Text(1000, empty=False), "oci://HOST/NAME:TAG or hf:ORG/NAME", required=True),
         }
     ),
+    "verify": Record({"models": Field(ListOf(_MODEL.check, 1000, low=1), "these; else the whole store")}),
+    "repair": Record({"model": _MODEL}),
+    "create": Record(
+        {
+            "name": _NEW,
+            "spec": Field(Text(1 << 20, empty=False), "a ModelSpec or Modelfile, as text", required=True),
+        }
+    ),
     "convert": Record(
         {
             "model": _MODEL,

@@ -16,6 +16,7 @@ import click
 from homelab_llm.core.errors import Cancelled, InvalidInput
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.pull import show_progress
 
@@ -83,12 +84,16 @@ def logout(invocation: Invocation, host: str) -> None:
 @verb("push")
 @click.argument("model", shell_complete=model_names)
 @click.argument("target")
-def push(invocation: Invocation, model: str, target: str) -> None:
+@detach
+def push(invocation: Invocation, model: str, target: str, detach: bool) -> None:
     """Copy MODEL to a registry, oci://HOST/NAME:TAG, or to the hub, hf:ORG/NAME.
 
     A tag that exists is moved. What is there already is not sent again, and an interrupted push goes on where it
     was: repeat the command. With --json one line of progress after another, then what was done.
     """
+    if detach:
+        order(invocation, "push", {"model": model, "target": target})
+        return
     from homelab_llm.store.push import push as store_push
 
     settings, events = _settings(invocation), invocation.output.json

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore
     from homelab_llm.store.progress import JobProgress
 
+_SHOWN = 1000  # damages in a result
+
 Tell = Callable[["JobProgress"], None]
 Run = Callable[["ModelStore", Mapping[str, Any], "Settings", Tell], dict[str, Any]]
 
@@ -50,6 +52,34 @@ def _push(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, 
     return asdict(push(store, parameters["model"], parameters["target"], settings=chosen, progress=tell))
 
 
+def _verify(store: ModelStore, parameters: Mapping[str, Any], _settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.store.verify import verify
+
+    found = verify(store, parameters.get("models"), progress=tell).as_dict()
+    return {**found, "damages": found["damages"][:_SHOWN], "problems": found["problems"][:_SHOWN]}
+
+
+def _repair(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.store.repair import repair
+    from homelab_llm.store.sources.table import PullSettings
+
+    chosen = PullSettings.of(settings.store)
+    return repair(store, parameters["model"], settings=chosen, progress=tell).as_dict()
+
+
+def _create(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.store.build.create import create
+    from homelab_llm.store.build.modelfile import looks_like_yaml, parse_modelfile
+    from homelab_llm.store.build.modelspec import parse_modelspec
+    from homelab_llm.store.sources.table import PullSettings
+
+    content = parameters["spec"].encode()
+    is_modelfile = not looks_like_yaml(content)
+    spec = parse_modelfile(content) if is_modelfile else parse_modelspec(content)
+    ref, chosen = ModelRef.parse(parameters["name"]), PullSettings.of(settings.store)
+    return _stored(create(store, spec, ref, settings=chosen, progress=tell, ollama_names=is_modelfile))
+
+
 def _convert(store: ModelStore, parameters: Mapping[str, Any], _settings: Settings, tell: Tell) -> dict[str, Any]:
     from homelab_llm.ops.conversion.convert import ConversionOptions, convert
     from homelab_llm.ops.conversion.plan import target_of
@@ -70,6 +100,9 @@ def _stored(model: StoredModel) -> dict[str, Any]:
 KINDS: dict[str, Kind] = {
     "pull": Kind(_pull, again=True),
     "push": Kind(_push, again=True),
+    "verify": Kind(_verify),
+    "repair": Kind(_repair, again=True),
+    "create": Kind(_create, again=True),
     "convert": Kind(_convert),
     "quantize": Kind(_convert),
 }

@@ -36,6 +36,7 @@ class Channel:
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
         os.dup2(2, 1)
+        self.notes: list[str] = []
 
     def say(self, **told: Any) -> None:
         """Write one line; a reader that is gone does not matter, for ``_follow`` notices."""
@@ -43,7 +44,10 @@ class Channel:
             self._out.write(json.dumps(told, default=str).encode() + b"\n")
 
     def progress(self, step: JobProgress) -> None:
-        """Tell how far it is."""
+        """Tell how far it is; a note is kept for the result."""
+        if step.note:
+            self.notes.append(step.note)
+            return
         self.say(progress=asdict(step))
 
 
@@ -76,6 +80,8 @@ def _end(code: int) -> NoReturn:
 def _work(channel: Channel, order: dict[str, Any]) -> None:
     try:
         result = _run(channel, order)
+        if channel.notes:
+            result["notes"] = [*result.get("notes", ()), *channel.notes]
         if len(json.dumps(result, default=str)) > _RESULT_BYTES:
             result = {"truncated": True}
         channel.say(result=result)
