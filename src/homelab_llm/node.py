@@ -6,6 +6,7 @@ Everything a part needs arrives as an argument; here the arguments are chosen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from homelab_llm.inference.kit.shaping import OpenAIShaper
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.shelf import Shelf
 from homelab_llm.store.templates.catalogue import named
+from homelab_llm.store.trust import StoreTrust
 
 if TYPE_CHECKING:
     from homelab_llm.inference.fleet.vocabulary import Event
@@ -197,6 +199,8 @@ class Node:
             await self._jobs.close()
         await self.fleet.close(leave_workers=leave_workers)
         await asyncio.gather(*self._chores, return_exceptions=True)
+        with contextlib.suppress(HomelabError, OSError):  # then models are hashed once more after the next boot
+            await asyncio.to_thread(self.store.verification.seal)
         self._awake.close()
         self.events.close()
         await asyncio.to_thread(self.data.close, succeeded=leave_workers)
@@ -380,6 +384,7 @@ class Node:
             known_bytes=self.data.footprints.known_bytes,
             learned=self.data.footprints.learned,
             busy=self._awake.busy,
+            trust=StoreTrust(self.store) if self.settings.store.verify == "changed" else None,
         )
 
     def _chosen(self, model: StoredModel) -> ModelOptions:

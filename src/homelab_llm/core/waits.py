@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Where a waiting request stands, for progress: ``stage`` is queued, loading, convert, ready.
+    """Where a waiting request stands, for progress: ``stage`` is verify, queued, loading, convert,
+    ready.
 
     ``done`` is 0 to 1 within the stage; ``place`` is 1 for the next in line, 0 when no queue is ahead.
     """

@@ -16,12 +16,14 @@ class Ownership:
     """The home's lock in this process's hand.
 
     ``ours`` says whether what tells others of a daemon (record, socket) is this process's. A lock that was passed on
-    becomes ours when we serve; one that we passed on is not ours from ``give_away`` on.
+    becomes ours when we serve; one that we passed on is not ours from ``give_away`` on. ``after_crash``: the daemon
+    before this one left its record, so it did not end in order, or the machine did not.
     """
 
-    def __init__(self, handle: int, *, ours: bool) -> None:
+    def __init__(self, handle: int, *, ours: bool, after_crash: bool = False) -> None:
         self.handle = handle
         self.ours = ours
+        self.after_crash = after_crash
 
     def sign(self) -> None:
         """Name this process in the lock."""
@@ -56,7 +58,7 @@ def sole_daemon(home: Home, passed_on: int | None = None) -> Iterator[Ownership]
         handle = try_lock(home.daemon_lock)
         if handle is None:
             raise _held(home)
-        owner = Ownership(handle, ours=True)
+        owner = Ownership(handle, ours=True, after_crash=home.daemon_json.exists())
         tidy(home)
     try:
         yield owner

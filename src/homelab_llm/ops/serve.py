@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import click
 
-from homelab_llm.core.errors import InvalidInput
+from homelab_llm.core.errors import HomelabError, InvalidInput
 from homelab_llm.core.paths import Home
 from homelab_llm.interface.cli.invocation import Invocation, Verb, verb
 from homelab_llm.ops.handover.inherit import Inheritance
@@ -69,12 +69,27 @@ def command(engines: Sequence[Engine] | None = None, module: str = __spec__.name
                 )
                 settings = order.settings()
                 _configure_logs(home, settings, foreground_console="log" not in order.flags)
+                if owner.after_crash:
+                    _distrust_store(home)
                 _run(home, settings, engines, order, owner=owner, heir=heir)
 
     return serve
 
 
 serve = command()
+
+
+def _distrust_store(home: Home) -> None:
+    """Nobody knows what was being written when the last daemon ended: every model is hashed before its next load."""
+    import logging
+
+    from homelab_llm.store.model_store import ModelStore
+
+    try:
+        ModelStore(home.store).verification.distrust()
+    except (HomelabError, OSError) as error:
+        log = logging.getLogger(__name__)
+        log.warning("what is known of stored models could not be forgotten", extra={"reason": str(error)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,7 +297,7 @@ class ModelStore:
 
     def _current(self) -> Snapshot:
         snapshot = self._snapshot
-        if snapshot.stamp == index_stamp(self._layout):
+        if snapshot.is_current(self._layout):
             return snapshot
         with self._reading:
             self._snapshot = snapshot = take_snapshot(self._layout, self._blobs, self._snapshot)

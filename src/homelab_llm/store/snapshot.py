@@ -43,6 +43,13 @@ class Snapshot:
     by_name: Mapping[str, StoredModel] = field(default_factory=dict)
     gists: Mapping[Digest, Gist] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    blobs_ns: int = 0
+
+    def is_current(self, layout: Layout) -> bool:
+        """Whether reading again would find the same; a damaged model may be mended without a change of the index."""
+        if self.stamp != index_stamp(layout):
+            return False
+        return not self.problems or self.blobs_ns == _blobs_ns(layout)
 
 
 def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapshot:
@@ -53,7 +60,7 @@ def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapsho
         StoreDamaged: the index itself is unreadable.
     """
     for _ in range(_ATTEMPTS):
-        stamp = index_stamp(layout)
+        stamp, blobs_ns = index_stamp(layout), _blobs_ns(layout)
         entries = read_index(layout).entries
         many = len(entries) - len(before.models) >= _SCAN_FROM
         reader = _Reader(layout, blobs, before, many=many)
@@ -68,7 +75,15 @@ def take_snapshot(layout: Layout, blobs: BlobStore, before: Snapshot) -> Snapsho
         repository, _, tag = name.rpartition(":")
         if tag == "latest":
             by_name[repository] = model
-    return Snapshot(stamp, models, by_name, reader.gists, tuple(reader.problems))
+    return Snapshot(stamp, models, by_name, reader.gists, tuple(reader.problems), blobs_ns)
+
+
+def _blobs_ns(layout: Layout) -> int:
+    """Changes whenever a blob comes or goes."""
+    try:
+        return layout.blobs.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _sizes_bytes(layout: Layout) -> dict[str, int]:

@@ -27,13 +27,14 @@ from homelab_llm.core.errors import LoadFailed as LoadError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.inference.fleet import refusals
 from homelab_llm.inference.fleet.adoption import adopted, note_of
+from homelab_llm.inference.fleet.checking import Checking
 from homelab_llm.inference.fleet.lease import FleetLease, Ticket
 from homelab_llm.inference.fleet.measuring import Measuring
 from homelab_llm.inference.fleet.news import event_of
 from homelab_llm.inference.fleet.placeholders import Placeholders
 from homelab_llm.inference.fleet.plans import Plans
 from homelab_llm.inference.fleet.scheduler import Scheduler
-from homelab_llm.inference.fleet.seams import Plan, Planned, Survivor, Workers
+from homelab_llm.inference.fleet.seams import Plan, Planned, Survivor, Trust, Workers
 from homelab_llm.inference.fleet.state import Limits, WorkerView
 from homelab_llm.inference.fleet.status import Running, worker_status
 from homelab_llm.inference.fleet.vacating import Vacating
@@ -73,6 +74,7 @@ class Loop:
         known_bytes: the measured footprint of a demand key from an earlier life, 0 = never measured.
         learned: gets the demand key, the model's digest and the bytes whenever a footprint was measured.
         busy: told True when a request runs or waits and none did, False when that is over; must not block or raise.
+        trust: what knows whether a model's files are what they should be; None trusts every model.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Loop:
         known_bytes: Callable[[str], int] | None = None,
         learned: Callable[[str, str, int], None] | None = None,
         busy: Callable[[bool], None] | None = None,
+        trust: Trust | None = None,
     ) -> None:
+        self._checking = Checking(trust)
         self._plans = Plans(plan, known_bytes)
         self._publish = publish
         self._tell_busy = busy
@@ -141,6 +145,7 @@ class Loop:
         try:
             while self._inbox:
                 event = self._inbox.popleft()
+                self._hear(event)
                 if isinstance(event, Loaded):
                     event = self._loaded(event)
                 for effect in self._scheduler.step(event, self._clock.monotonic_s()):
@@ -169,6 +174,7 @@ class Loop:
             leave_workers: end none of them: a later daemon of this home shall adopt them.
         """
         self._closed = True
+        self._checking.close()
         for ticket in list(self._tickets.values()):
             self.report(Cancel(ticket.request_id))
             self._refused(Refuse(ticket.request_id, refusals.stopping()))
@@ -230,6 +236,13 @@ class Loop:
         self._tickets[request_id] = ticket
         self.report(Submit(request_id, demand, keep_alive_s, priority, preload))
         return ticket
+
+    def _must_check(self, model: StoredModel) -> bool:
+        """Whether its files have to be hashed before a worker may be started. One that has a worker was checked."""
+        if self._closed or self._handing:
+            return False
+        planned = self._plans.get(model) or self._planned_for(model)
+        return not self._scheduler.has_worker(planned.demand.key) and self._checking.needed(model)
 
     def _own_id(self, request_id: str) -> str:
         """Ids come from outside and may repeat; a request needs one of its own until it ends."""
@@ -305,6 +318,15 @@ class Loop:
 
     def _kill(self, effect: Kill) -> None:
         self._workers.kill(effect.worker_id)
+
+    def _hear(self, event: Event) -> None:
+        """What became of a worker tells something about its model's files."""
+        if isinstance(event, Loaded | LoadFailed | WorkerExit) and (running := self._running.get(event.worker_id)):
+            if isinstance(event, Loaded):
+                self._checking.loaded(running.digest)
+            else:
+                loading = isinstance(event, LoadFailed)
+                self._checking.failed(running.digest, event.error, loading=loading)
 
     def _loaded(self, event: Loaded) -> Loaded:
         """With the footprint to reserve."""

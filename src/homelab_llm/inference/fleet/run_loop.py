@@ -48,8 +48,12 @@ class FleetLoop(Loop):
             ModelQuarantined: the model failed too often.
             Cancelled: the operator unloaded the model meanwhile.
             HandedOver: another daemon of this home takes the request.
+            ModelDamaged: its files are not what they should be; the hint says what mends them.
             DaemonUnavailable: the daemon is stopping.
         """
+        if self._must_check(model):
+            async for _ in self._checking.until_known(model, request_id):
+                pass  # ``standing`` tells it
         ticket = self._submit(model, request_id, keep_alive_s, priority, preload=False)
         try:
             while not ticket.done:
@@ -68,6 +72,9 @@ class FleetLoop(Loop):
 
         ``keep_alive_s`` then holds for all requests that bring none, as long as the model stays loaded.
         """
+        if self._must_check(model):
+            async for standing in self._checking.until_known(model, request_id):
+                yield standing
         ticket = self._submit(model, request_id, keep_alive_s, 0, preload=True)
         self._loads.add(ticket)
         shown: Wait | None = None
@@ -100,6 +107,7 @@ class FleetLoop(Loop):
         if self._handing:
             raise refusals.handed_over()
         digest, others = str(model.digest), self._plans.elsewhere(model)
+        called_off = self._checking.call_off(digest)
         leaving = [w for w in self._running.values() if w.digest == digest and w.planned.demand.key not in others]
         keys = {running.planned.demand.key for running in leaving}
         if planned := self._plans.get(model):
@@ -108,11 +116,11 @@ class FleetLoop(Loop):
             self.report(Unload(key, force))
         for running in leaving:
             await running.gone.wait()
-        return bool(leaving)
+        return bool(leaving) or called_off
 
     def standing(self, request_id: str) -> Wait | None:
         """Where a waiting request stands; None when it does not wait."""
-        return self._scheduler.wait(request_id)
+        return self._checking.standing(request_id) or self._scheduler.wait(request_id)
 
     def status(self) -> dict[str, Any]:
         """Plain JSON: the budget, every worker, who waits, who is quarantined."""
@@ -197,6 +205,7 @@ class FleetLoop(Loop):
             For each worker the new daemon shall adopt, how many requests run in it.
         """
         self._handing, self._on_end = True, on_end
+        self._checking.close()
         self.report(HandOver())
         return {w.worker_id: w.leases for w in self._scheduler.workers() if w.state != "draining" or w.leases}
 

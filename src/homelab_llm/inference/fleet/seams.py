@@ -115,3 +115,27 @@ class Workers(Protocol):
     async def release(self) -> None:
         """Leave all workers as they are and watch them no more."""
         ...
+
+
+class Trust(Protocol):
+    """What is known of the files of models. ``check`` and ``doubt`` block and are called in threads."""
+
+    def known(self, model: StoredModel) -> bool:
+        """Whether its files are known to be good; looks at them and hashes nothing.
+
+        Raises:
+            ModelDamaged: they are known to be damaged.
+        """
+        ...
+
+    def check(self, model: StoredModel, told: Callable[[float], None]) -> None:
+        """Hash what is not known. ``told`` gets 0 to 1; what it raises ends the work.
+
+        Raises:
+            ModelDamaged: with the files and the command that mends them.
+        """
+        ...
+
+    def doubt(self, digest: str) -> None:
+        """Hash the files of this model again before they are believed."""
+        ...
