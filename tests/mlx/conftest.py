@@ -37,7 +37,7 @@ def smollm2_mlx(smollm2_gguf: Path) -> Path:
     target = smollm2_gguf.parent.parent / f"smollm2-mlx{CONVERTER_VERSION}"
     with locked(target.with_name(f"{target.name}-test.lock"), wait_s=600):
         program = [sys.executable, "-P", "-m", "homelab_llm.inference.conversion.gguf_to_mlx"]
-        subprocess.run([*program, "--gguf", str(smollm2_gguf), "--target", str(target)], check=True)
+        subprocess.run([*program, "--file", f"model.gguf={smollm2_gguf}", "--target", str(target)], check=True)
     return target
 
 

@@ -61,7 +61,7 @@ def tensors() -> dict[str, Shaped]:
 
 
 def run(gguf: Path, target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*PROGRAM, "--gguf", str(gguf), "--target", str(target)]
+    command = [*PROGRAM, "--file", f"model.gguf={gguf}", "--target", str(target)]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 

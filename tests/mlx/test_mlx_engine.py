@@ -113,7 +113,7 @@ def test_a_gguf_model_is_converted_once_per_content_and_converter_and_then_serve
     target = plan.argv[plan.argv.index("--model") + 1]
     assert Path(target).parent == tmp_path
     assert model.digest.hex in target
-    assert plan.prepare[-4:] == ("--gguf", "/store/model.gguf", "--target", target)
+    assert plan.prepare[-4:] == ("--file", "model.gguf=/store/model.gguf", "--target", target)
     assert (plan.engine, plan.parallel, plan.context_tokens) == ("mlx", 3, 512)
     assert plan.argv[-4:] == ("--parallel", "3", "--context", "512")
     assert (plan.traits.pooled, plan.traits.notices_abort, plan.traits.tools) == (True, True, False)

@@ -23,13 +23,14 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     """A folder of one's own below the store at ``root``, gone when the block ends. What is moved out of it stays."""
     layout = Layout(root)
     layout.ensure()
-    free_scratch(layout)
     lock = layout.tmp / f"{secrets.token_hex(8)}{_SUFFIX}.lock"
-    handle = try_lock(lock)
-    assert handle is not None  # noqa: S101 — the name is new
     folder = lock.with_suffix("")
-    try:
+    with layout.locked():  # nobody sweeps between the lock's making and its taking
+        free_scratch(layout)
+        handle = try_lock(lock)
+        assert handle is not None  # noqa: S101 — the name is new
         folder.mkdir(mode=0o700)
+    try:
         yield folder
     finally:
         _remove(folder, lock)

@@ -27,11 +27,11 @@ def files_in(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run_program(module: str, files: Mapping[str, Path], *arguments: str, **environ: str) -> Ended:
+def run_program(module: str, files: Mapping[str, Path], *arguments: str, limit_s: float = 170, **environ: str) -> Ended:
     """Run a conversion program to its end."""
     pairs = [part for name, path in files.items() for part in ("--file", f"{name}={path}")]
     program = [sys.executable, "-P", "-m", f"homelab_llm.inference.conversion.{module}", *pairs, *arguments]
-    ended = subprocess.run(program, capture_output=True, timeout=170, env={**os.environ, **environ}, check=False)
+    ended = subprocess.run(program, capture_output=True, timeout=limit_s, env={**os.environ, **environ}, check=False)
     said: dict[str, list[Any]] = {"@progress": [], "@result": [], "@error": []}
     for line in ended.stdout.splitlines():
         word, _, text = line.decode().partition(" ")

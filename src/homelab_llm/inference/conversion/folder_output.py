@@ -67,8 +67,9 @@ def write_tensors(
         tensors: name → (dtype, shape).
         blocks: the rows of a tensor as float32, block by block.
     """
-    shards = _shards(tensors)
-    total = sum(map(size_bytes, tensors.values())) or 1
+    sizes = {name: size_bytes(tensor) for name, tensor in tensors.items()}
+    shards = shards_of(sizes)
+    total = sum(sizes.values()) or 1
     done = 0
     index: dict[str, str] = {}
     for number, names in enumerate(shards):
@@ -78,7 +79,7 @@ def write_tensors(
             for name in names:
                 writer.write(blocks(name), tensors[name][0])
                 index[name] = file
-                done += size_bytes(tensors[name])
+                done += sizes[name]
                 progress(done / total)
                 failpoint("conversion.folder.tensor")
             writer.finish()
@@ -93,13 +94,14 @@ def size_bytes(tensor: tuple[str, tuple[int, ...]]) -> int:
     return math.prod(tensor[1]) * _WIDTH[tensor[0]]
 
 
-def _shards(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[list[str]]:
+def shards_of(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Names in their order, parted so that each part has at most 5 GB, but one tensor at least."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and filled + size_bytes(tensor) > SHARD_BYTES:
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > SHARD_BYTES:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += size_bytes(tensor)
+        filled += size
     return shards

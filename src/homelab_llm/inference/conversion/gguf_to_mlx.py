@@ -1,6 +1,6 @@
 """The program that turns a GGUF file into an MLX folder, keeping its 4-bit and 8-bit weights as they are.
 
-    python -m homelab_llm.inference.conversion.gguf_to_mlx --gguf FILE --target FOLDER
+    python -m homelab_llm.inference.conversion.gguf_to_mlx --file model.gguf=PATH --target FOLDER
 
 Llama architecture only. Prints ``@progress`` lines; ends with 0 when ``FOLDER`` is complete (also when it was
 before), with 2 and one sentence when the file cannot be converted. The folder appears in one step. Weights of
@@ -10,11 +10,6 @@ configuration before anything is written.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import secrets
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homelab_llm.core.atomic import publish, sync_folder
-from homelab_llm.core.errors import BadModelFile, DiskFull, HomelabError, UnsupportedRequest
-from homelab_llm.core.failpoints import failpoint
-from homelab_llm.core.locks import locked
+from homelab_llm.core.errors import BadModelFile, DiskFull, UnsupportedRequest
+from homelab_llm.inference.conversion import program
+from homelab_llm.inference.conversion.folder_output import appearing_folder, write_document
 from homelab_llm.inference.conversion.gguf_tokenizer import GgufTokenizer
 
 GROUP_SIZE = 32
@@ -42,11 +36,6 @@ _LAYER_NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-
-def progress(stage: str, done: float) -> None:
-    """Tell the worker host how far this is; ``done`` is 0 to 1."""
-    print("@progress " + json.dumps({"stage": stage, "done": round(done, 3)}), flush=True)  # noqa: T201
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,26 +283,14 @@ def convert(gguf: Path, target: Path) -> None:
         HomelabError: the file cannot be converted; nothing is left behind.
         OSError: as the system says.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f"{target.name}.lock"), wait_s=3600, waiting=lambda: progress("convert", 0)):
-        if target.is_dir():
-            return
-        for left in target.parent.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        temporary.mkdir(mode=0o700)
-        try:
-            for done in _write_folder(gguf, temporary):
-                progress("convert", done)
-            failpoint("conversion.before_publish")
-            publish(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with appearing_folder(target, lambda: program.progress("convert", 0)) as folder:
+        if folder is not None:
+            for done in _write_folder(gguf, folder):
+                program.progress("convert", done)
 
 
 def _write_folder(gguf: Path, folder: Path) -> Iterator[float]:
-    """Write all files of the model into ``folder`` and make them durable; yields how far it is."""
+    """Write all files of the model into ``folder``; yields how far it is."""
     import mlx.core as mx
 
     yield 0.0
@@ -328,18 +305,13 @@ def _write_folder(gguf: Path, folder: Path) -> Iterator[float]:
     yield 0.3
     _write_tokenizer(folder, tokenizer)
     config = build_config(shape, bits, tokenizer, tied="output.weight" not in weights)
-    _write_json(folder / "config.json", config)
+    write_document(folder / "config.json", config)
     converted = convert_weights(weights, shape, bits)
     yield 0.5
     try:
         mx.save_safetensors(str(folder / "model.safetensors"), converted, {"format": "mlx"})
     except RuntimeError as error:
         raise DiskFull(f"the converted weights could not be written: {error}") from error
-    yield 0.9
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    sync_folder(folder)
     yield 1.0
 
 
@@ -347,35 +319,30 @@ def _write_tokenizer(folder: Path, tokenizer: GgufTokenizer) -> None:
     import tokenizers
 
     path = folder / "tokenizer.json"
-    _write_json(path, tokenizer.as_tokenizer_json())
+    write_document(path, tokenizer.as_tokenizer_json())
     try:
         built = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise BadModelFile(f"the tokenizer's rules contradict each other: {error}") from error
     if built.get_vocab_size() != len(tokenizer.tokens):
         raise BadModelFile("the tokenizer does not have as many tokens as the model")
-    _write_json(folder / "tokenizer_config.json", tokenizer.as_tokenizer_config())
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    write_document(folder / "tokenizer_config.json", tokenizer.as_tokenizer_config())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the arguments say; the exit status."""
-    parser = argparse.ArgumentParser(prog="gguf_to_mlx", description="Convert a GGUF file into an MLX folder.")
-    parser.add_argument("--gguf", type=Path, required=True)
+    parser = program.parser("gguf_to_mlx", "Convert a GGUF file into an MLX folder.")
     parser.add_argument("--target", type=Path, required=True, help="the folder to make")
-    arguments = parser.parse_args(argv)
-    try:
-        convert(arguments.gguf, arguments.target)
-    except HomelabError as error:
-        print(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: the conversion failed: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    given = parser.parse_args(argv)
+    files = program.files_of(given.file)
+
+    def work() -> None:
+        if len(files) != 1:
+            raise UnsupportedRequest("one GGUF file is converted at a time", hint=_OTHER_ENGINE)
+        (path,) = files.values()
+        convert(path, given.target)
+
+    return program.run(given, work)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def quantize(source: GgufFiles, target: Path, wanted: str, *, force: bool) -> No
                 path,
                 architecture,
                 wanted,
-                describe=lambda writer: _describe(writer, source),
+                describe=lambda writer: describe_as_before(writer, source),
                 tensors=planned,
                 progress=lambda done: program.progress("quantizing", done),
             )
@@ -59,11 +59,12 @@ def _plan(source: GgufFiles, wanted: str) -> Iterator[Planned]:
     output = "output.weight" if "output.weight" in source.tensors else "token_embd.weight"
     for name, stored in source.tensors.items():
         kind = tensor_type(name, stored.shape, wanted, output=output)
-        kept = kind == "f32" or ggml_type(kind) == stored.kind
-        yield _kept(source, name) if kept else _changed(source, name, kind)
+        same = kind == "f32" or ggml_type(kind) == stored.kind
+        yield kept(source, name) if same else _changed(source, name, kind)
 
 
-def _kept(source: GgufFiles, name: str) -> Planned:
+def kept(source: GgufFiles, name: str) -> Planned:
+    """A tensor byte for byte."""
     from gguf import GGMLQuantizationType
 
     stored = source.stored(name)
@@ -95,7 +96,8 @@ def _refuse_loss(source: GgufFiles, planned: Sequence[Planned], wanted: str) -> 
         )
 
 
-def _describe(writer: Any, source: GgufFiles) -> None:
+def describe_as_before(writer: Any, source: GgufFiles) -> None:
+    """All metadata of a file but for what the writer says itself."""
     from gguf import GGUFValueType
 
     for key, pair in source.pairs.items():

@@ -172,7 +172,7 @@ def _prepare(model: StoredModel, derived: Path) -> tuple[Path, tuple[str, ...]]:
             raise EngineUnavailable(f"MLX cannot run {model.name}: it is made of several GGUF files", hint=_OTHER)
         (gguf,) = ggufs
         folder = derived / f"{model.digest.hex}-mlx{CONVERTER_VERSION}"
-        return folder, (*_program("gguf_to_mlx", _CONVERSION), "--gguf", str(gguf), "--target", str(folder))
+        return folder, (*_program("gguf_to_mlx", _CONVERSION), "--file", f"model.gguf={gguf}", "--target", str(folder))
     folder = derived / f"{model.digest.hex}-files"
     pairs = [item for name, path in model.own_files.items() for item in ("--file", f"{name}={path}")]
     return folder, (*_program("mlx.folder"), "--target", str(folder), *pairs)

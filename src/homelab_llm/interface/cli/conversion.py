@@ -92,6 +92,28 @@ def _asked(kind: str, *, text: Path | None, tokens: int, no_measure: bool, force
     return {"type": kind, "tokens": tokens, "measure": not no_measure, "force": force}
 
 
+@verb("fuse")
+@click.argument("model", shell_complete=model_names)
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("newname")
+@_TEXT
+@_TOKENS
+@_NO_MEASURE
+def fuse(invocation: Invocation, /, model: str, adapter: Path, newname: str, **how: Any) -> None:
+    """Make NEWNAME out of MODEL and a LoRA ADAPTER: one model, no adapter beside it.
+
+    ADAPTER is a folder of PEFT or mlx-lm for a model in safetensors format, a GGUF adapter for a GGUF model of floats,
+    or the path of an adapter that is attached to MODEL.
+    """
+    from homelab_llm.ops.conversion.convert import fuse as make
+
+    options, ref = _options("", **how), ModelRef.parse(newname)
+    notes: list[str] = []
+    with _shown(invocation, f"making {newname}") as show:
+        made = make(invocation.store, model, adapter, ref=ref, options=options, progress=show, note=notes.append)
+    _tell(invocation, made, notes)
+
+
 def _options(
     kind: str, *, text: Path | None, tokens: int, no_measure: bool = False, force: bool = False
 ) -> ConversionOptions:

@@ -38,6 +38,7 @@ REACH: dict[str, Reach] = {
     "show": _READS,
     "convert": _CHANGES,
     "quantize": _CHANGES,
+    "fuse": _CHANGES,
     "perplexity": _READS,
     "create": _CHANGES,
     "cp": _CHANGES,

@@ -22,6 +22,7 @@ VERBS = {
     "list": f"{_CLI}.listing:list_",
     "convert": f"{_CLI}.conversion:convert",
     "quantize": f"{_CLI}.conversion:quantize",
+    "fuse": f"{_CLI}.conversion:fuse",
     "perplexity": f"{_CLI}.conversion:perplexity",
     "show": f"{_CLI}.show:show",
     "create": f"{_CLI}.create:create",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from homelab_llm.core.failpoints import failpoint
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
 from homelab_llm.ops.conversion.child import run_program
-from homelab_llm.ops.conversion.plan import Needs, Step, Target, file_arguments, needs_of, plan
+from homelab_llm.ops.conversion.plan import Needs, Step, Target, file_arguments, needs_of, needs_of_fusing, plan
 from homelab_llm.store.layout import disk_full, free_bytes
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import JobProgress, Stage
@@ -118,6 +118,73 @@ def convert(
     for text in work.notes:
         note(text)
     return model
+
+
+def fuse(
+    store: ModelStore,
+    name: str,
+    adapter: Path,
+    *,
+    ref: ModelRef,
+    options: ConversionOptions = ConversionOptions(),
+    progress: Report | None = None,
+    note: Callable[[str], None] = lambda _text: None,
+) -> StoredModel:
+    """Make the model ``ref`` out of ``name`` and a LoRA adapter; blocks for minutes.
+
+    Args:
+        adapter: a GGUF adapter or a folder of PEFT or mlx-lm; or the path of one that is attached to the model.
+
+    Raises:
+        As ``convert``; also InvalidInput when there is no adapter, and BadModelFile for one of another model.
+    """
+    base = store.resolve(name)
+    refuse_same(base, ref)
+    attached = adapter_files(base, adapter)
+    if [path for path in base.defaults.adapters if path != str(adapter)]:
+        raise UnsupportedRequest("the model has other adapters attached, which would be lost")
+    check_room(store, needs_of_fusing(base.facts, measure=options.measure))
+    work = _Work(progress or (lambda _progress: None), base.size_bytes)
+    makes = "model.gguf" if base.facts.format == "gguf" else "model"
+    with scratch_folder(store.root) as folder:
+        pairs = [part for file, path in sorted(attached.items()) for part in ("--adapter", f"{file}={path}")]
+        target = folder / makes
+        work.run("converting", "fuse", [*file_arguments(base.own_files), *pairs, "--target", str(target)])
+        failpoint("ops.conversion.made")
+        measured = _measured(work, base, files_below(target), options) if options.measure else {}
+        failpoint("ops.conversion.measured")
+        model = publish(
+            store,
+            target,
+            ref,
+            base=base,
+            action="fuse",
+            program="fuse",
+            measured=measured,
+            report=work.report,
+        )
+    for text in work.notes:
+        note(text)
+    return model
+
+
+def adapter_files(base: StoredModel, adapter: Path) -> dict[str, Path]:
+    """The files of an adapter: attached to the model under that path, or on disk.
+
+    Raises:
+        InvalidInput: neither.
+    """
+    name = str(adapter)
+    if name in base.defaults.adapters:
+        if name in base.files:
+            return {adapter.name: base.files[name]}
+        return {file[len(name) + 1 :]: path for file, path in base.files.items() if file.startswith(f"{name}/")}
+    if adapter.is_file():
+        return {adapter.name: adapter}
+    if adapter.is_dir():
+        wanted = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors")
+        return {file: adapter / file for file in wanted if (adapter / file).is_file()}
+    raise InvalidInput(f"there is no adapter {name[:200]}", hint="a GGUF adapter, or a folder with adapter_config.json")
 
 
 def refuse_same(base: StoredModel, ref: ModelRef) -> None:
@@ -237,7 +304,7 @@ def publish(
         progress=hashed,
         source=base.source,
         link=True,
-        defaults=base.defaults,
+        defaults=replace(base.defaults, adapters=()),
         provenance=Provenance(
             base=base.name,
             base_digest=str(base.digest),

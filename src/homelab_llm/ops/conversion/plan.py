@@ -98,9 +98,9 @@ def plan(model: StoredModel, to: Target, kind: str, *, force: bool) -> list[Step
             return [Step("gguf_to_hf", ("--type", kind, "--licence", facts.licence, *forced), "model", "converting")]
         case "gguf", "mlx":
             dense = Step("gguf_to_hf", ("--type", "f16", "--licence", facts.licence, *forced), "dense", "converting")
-            return [dense, Step("hf_to_mlx", ("--type", kind, *forced), "model", "quantizing")]
+            return [dense, Step("hf_to_mlx", ("--type", kind), "model", "quantizing")]
         case "safetensors", "mlx":
-            return [Step("hf_to_mlx", ("--type", kind, *forced), "model", "quantizing")]
+            return [Step("hf_to_mlx", ("--type", kind), "model", "quantizing")]
     raise UnsupportedRequest(
         f"a model in {facts.format} format is not converted to {to}", hint=f"start from {_better(to)}"
     )
@@ -124,6 +124,12 @@ def needs_of(facts: ModelFacts, to: Target, kind: str, *, measure: bool) -> Need
     if to == "mlx":
         memory = max(memory, PIECES_BYTES + min(result + between, 8 << 30))
     return Needs(result + between, memory)
+
+
+def needs_of_fusing(facts: ModelFacts, *, measure: bool) -> Needs:
+    """As ``needs_of``: the result is as large as the model."""
+    layer = 4 * (facts.parameters or facts.size_bytes // 2) // max(1, facts.layers or 1)
+    return Needs(facts.size_bytes + (48 << 20), PIECES_BYTES + (layer * 3 // 2 if measure else 0))
 
 
 def file_arguments(files: Mapping[str, Path]) -> list[str]:
