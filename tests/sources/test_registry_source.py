@@ -196,6 +196,30 @@ def test_the_files_of_a_kits_tar_become_blobs_of_their_own(
     assert store.prune(keep_partials_s=0).blobs == 0
 
 
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.requirement("R-M2")
+@pytest.mark.parametrize("stage", ["inspecting", "storing"])
+def test_unpacking_ends_when_its_progress_says_so(
+    registry: Registry, store: ModelStore, settings: Settings, folder_files: dict[str, bytes], stage: str
+) -> None:
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    layer = LayerOf(f"{KIT}model.v1.tar+gzip", tar_of({name: folder_files[name] for name in names}, packed=True))
+    put(registry, "kit/stopped", "1", [layer], LayerOf(f"{KIT}config.v1+json", b"{}"))
+
+    def stop(progress: JobProgress) -> None:
+        if progress.stage == stage:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        pull(store, f"oci://{registry.host}/kit/stopped:1", settings=settings(), progress=stop)
+    assert store.models() == []
+    store.prune(keep_partials_s=0)
+    assert not list((store.root / "blobs" / "sha256").iterdir()), "nothing is held any more"
+
+
 @pytest.mark.requirement("R-M2")
 def test_weights_as_layers_and_the_rest_in_a_tar_make_one_model(
     registry: Registry, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]

@@ -175,7 +175,8 @@ class _Pull:
             with turn(self.store, self.remote, self.report):
                 if self.remote.packed and not self._hold_known(digests):
                     self.fetch_packed(self.remote.packed, digests, archives)
-                self.report.total([file.size_bytes for file in self.remote.files])
+                there = [path.stat().st_size for path in self._paths(digests).values()]
+                self.report.total([*there, *(file.size_bytes for file in self.remote.files)])
                 self._preflight(self.remote.files)
                 files = sorted(self.remote.files, key=lambda file: file.path)
                 self.fetch([file for file in files if not is_weight(file.path)], digests)
@@ -217,11 +218,12 @@ class _Pull:
         finally:
             archives.extend(fetched.values())
         self.report.stage("inspecting")
-        selection = select_packed(self.store.blobs, packed)
+        selection = select_packed(self.store.blobs, packed, self.report)
         plain = tuple(RemoteFile(p, str(d.digest), d.size_bytes, d.digest) for p, d in selection.layers.items())
         self.remote = replace(self.remote, files=plain)
-        self.report.stage("storing")
-        unpack(self.store.blobs, selection.members, digests.__setitem__)
+        self._preflight([RemoteFile(path, "", size) for path, size in selection.sizes_bytes.items()])
+        self.report.total(list(selection.sizes_bytes.values()))
+        unpack(self.store.blobs, selection.members, digests.__setitem__, self.report)
 
     def _hold_known(self, digests: dict[str, Digest]) -> bool:
         """Take the files of a model that came from the same pinned place; False when there is none, or one is gone."""

@@ -14,20 +14,23 @@ from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.foreign.outline import Archive
 from homelab_llm.store.foreign.selection import Selection, select
 from homelab_llm.store.foreign.tar_layers import list_members, read_members
+from homelab_llm.store.progress import Progress
 from homelab_llm.store.sources.base import PackedModel
 
 FAILPOINTS = ("unpack.listed", "unpack.written", "unpack.kept")
 """Every failpoint of unpacking, passed between those of the pull."""
 
 
-def select_packed(blobs: BlobStore, packed: PackedModel) -> Selection:
-    """Which files of the artifact make the model; its archives are in the store.
+def select_packed(blobs: BlobStore, packed: PackedModel, report: Progress) -> Selection:
+    """Which files of the artifact make the model; its archives are in the store. Ends when ``report`` raises.
 
     Raises:
         BadManifest, InvalidInput, UnsafeModel, SourceNotFound: see ``select`` and ``list_members``.
     """
     members = {
-        archive: list_members(blobs.path(archive.layer.digest), archive.compression)
+        archive: list_members(
+            blobs.path(archive.layer.digest), archive.compression, lambda: report.at("inspecting", "", 0)
+        )
         for archive in packed.outline.archives
     }
     failpoint("unpack.listed")
@@ -38,18 +41,19 @@ def unpack(
     blobs: BlobStore,
     members: Mapping[str, tuple[Archive, str]],
     kept: Callable[[str, Digest], None],
-    progress: Callable[[int], None] = lambda _: None,
+    report: Progress,
 ) -> None:
     """Write the chosen files as blobs.
 
     Args:
         kept: told the path and the blob of each, which stays held until it is added or released.
-        progress: told the bytes of the file that is being written.
+        report: told of each file and its bytes; ends the work when it raises.
 
     Raises:
         BadManifest: a layer contradicts what it said when it was listed.
         DiskFull: nothing half-written can be seen.
     """
+    done_bytes = 0
     for archive in dict.fromkeys(archive for archive, _ in members.values()):
         paths = {name: path for path, (own, name) in members.items() if own == archive}
         for member, chunks in read_members(blobs.path(archive.layer.digest), archive.compression, paths):
@@ -57,9 +61,10 @@ def unpack(
             with blobs.open_writer(key, size_bytes=member.size_bytes) as writer:
                 for chunk in chunks:
                     writer.write(chunk)
-                    progress(writer.offset)
+                    report.at("storing", member.name, done_bytes + writer.offset)
                 failpoint("unpack.written")
                 digest = writer.commit()
+            done_bytes += member.size_bytes
             kept(paths.pop(member.name), digest)
             failpoint("unpack.kept")
         if paths:

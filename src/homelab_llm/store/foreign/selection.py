@@ -15,10 +15,14 @@ from homelab_llm.store.foreign.tar_layers import Member
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """``layers``: path inside the model → the layer that is the file; ``members``: path → archive and name in it."""
+    """``layers``: path inside the model → the layer that is the file; ``members``: path → archive and name in it.
+
+    ``sizes_bytes`` are those of the members.
+    """
 
     layers: Mapping[str, Descriptor]
     members: Mapping[str, tuple[Archive, str]]
+    sizes_bytes: Mapping[str, int]
 
 
 def select(
@@ -35,7 +39,7 @@ def select(
         InvalidInput, UnsafeModel, SourceNotFound: see ``choose_files``.
     """
     if outline.whole:
-        return Selection({part.path: part.layer for part in outline.parts}, {})
+        return Selection({part.path: part.layer for part in outline.parts}, {}, {})
     places: list[tuple[str, int, Descriptor | tuple[Archive, str]]] = [
         (part.path, part.layer.size_bytes, part.layer) for part in outline.parts
     ]
@@ -47,10 +51,11 @@ def select(
     except InvalidName as error:
         raise BadManifest(f"the artifact names its files wrongly: {error.message}") from error
     where = {name: place for name, _, place in places}
-    chosen = _chosen({name: size for name, size, _ in places}, reference, wanted)
+    sizes = {name: size for name, size, _ in places}
+    chosen = _chosen(sizes, reference, wanted)
     layers = {path: place for path, name in chosen.items() if isinstance(place := where[name], Descriptor)}
     packed = {path: place for path, name in chosen.items() if isinstance(place := where[name], tuple)}
-    return Selection(layers, packed)
+    return Selection(layers, packed, {path: sizes[chosen[path]] for path in packed})
 
 
 def _chosen(sizes: Mapping[str, int], reference: str, wanted: Wanted) -> dict[str, str]:

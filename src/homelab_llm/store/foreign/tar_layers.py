@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -35,13 +35,20 @@ class Member:
     offset: int
 
 
-def list_members(path: Path, compression: Compression) -> list[Member]:
+def list_members(path: Path, compression: Compression, tick: Callable[[], None] = lambda: None) -> list[Member]:
     """All files of a layer; a compressed one is read through.
+
+    Args:
+        tick: called now and then; what it raises ends the reading.
 
     Raises:
         BadManifest: see the module.
     """
-    return [member for member, _ in _walk(path, compression)]
+    found = []
+    for member, _ in _walk(path, compression, tick):
+        found.append(member)
+        tick()
+    return found
 
 
 def read_members(
@@ -57,19 +64,21 @@ def read_members(
             yield member, chunks
 
 
-def _walk(path: Path, compression: Compression) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def _walk(
+    path: Path, compression: Compression, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Member, Iterator[bytes]]]:
     with path.open("rb") as raw:
         packed_bytes = path.stat().st_size
         plain: BinaryIO = cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if compression else raw
-        stream = _Bounded(plain, packed_bytes, seekable=not compression)
+        stream = _Bounded(plain, packed_bytes, tick, seekable=not compression)
         yield from _members(stream)
 
 
 class _Bounded:
     """Reads exactly, counts, and stops when more came out than a model can have shrunk to."""
 
-    def __init__(self, stream: BinaryIO, packed_bytes: int, *, seekable: bool) -> None:
-        self._stream, self._seekable = stream, seekable
+    def __init__(self, stream: BinaryIO, packed_bytes: int, tick: Callable[[], None], *, seekable: bool) -> None:
+        self._stream, self._tick, self._seekable = stream, tick, seekable
         self._limit = packed_bytes if seekable else packed_bytes * MAX_RATIO + _SPARE_BYTES
         self._done = 0
 
@@ -98,6 +107,7 @@ class _Bounded:
             if not found:
                 raise BadManifest("a layer ends inside a file")
             count -= found
+            self._tick()
 
     def _count(self, count: int) -> None:
         self._done += count
