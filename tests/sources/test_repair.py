@@ -60,7 +60,7 @@ def again(store: ModelStore) -> ModelStore:
 def test_only_the_damaged_blob_is_fetched(
     store: ModelStore, hub: FakeHub, settings: Settings, model: StoredModel, damaging: Damaging
 ) -> None:
-    before = {name: path.stat().st_ino for name, path in model.files.items()}
+    before = {name: path.stat().st_ctime_ns for name, path in model.files.items()}
     path = model.files["model.safetensors"]
     size = path.stat().st_size
     damaging(path)
@@ -68,7 +68,7 @@ def test_only_the_damaged_blob_is_fetched(
     assert report.files == ("model.safetensors",)
     assert hub.file_bytes_sent == report.bytes_fetched == size
     assert is_whole(again(store))
-    after = {name: path.stat().st_ino for name, path in model.files.items()}
+    after = {name: path.stat().st_ctime_ns for name, path in model.files.items()}
     assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
     assert not list((store.root / "tmp").glob("*.part"))
     assert store.resolve("mended:1") == model

@@ -26,7 +26,7 @@ from homelab_llm.testing.hub_pushes import HubPushes
 
 Page = tuple[int, Mapping[str, str], bytes]
 
-_BLOCK_BYTES = 1 << 14
+_BLOCK_BYTES = 1 << 17
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _INFO = re.compile(rf"/api/models/{_REPO}/revision/(?P<revision>[^/]+)")
 _TREE = re.compile(rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)")

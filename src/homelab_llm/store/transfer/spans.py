@@ -2,7 +2,7 @@
 
 Spans are handed out from the front, so that the hash, which follows without a gap, stays near the writers. They are as
 long as a connection needs some seconds for, and become shorter towards the end, so that all connections end together.
-When none is left, whoever has nothing to do takes over a part of the span that would be done last.
+When none is left, whoever has nothing to do takes over from a connection that is far slower.
 """
 
 from __future__ import annotations
@@ -102,13 +102,16 @@ class Spans:
         return int(max(SMALLEST_BYTES, min(wanted, LARGEST_BYTES, left / (2 * connections))))
 
     def _take_over(self, now_s: float, speed: float) -> Span | None:
-        """A part of the span that would be done last, as much as makes both end together, if that is worth it."""
-        if not speed:
-            return None
-        slowest, its_speed, longest_s = None, 0.0, _WORTH_S
+        """A part of the span that would be done last, as much as makes both end together, if its connection is slow.
+
+        What is on its way to the slow one is lost by that; connections about as fast leave each other alone.
+        """
+        slowest, its_speed, longest_s = None, 0.0, 0.0
         for span in self.active:
-            if span.stop is not None and (left_s := (span.stop - span.at) / span.speed(now_s, speed)) > longest_s:
-                slowest, its_speed, longest_s = span, span.speed(now_s, speed), left_s
+            if speed and span.stop is not None:
+                left, pace = span.stop - span.at, span.speed(now_s, speed)
+                if left / pace > max(longest_s, _WORTH_S + _FAR_SLOWER * left / speed):
+                    slowest, its_speed, longest_s = span, pace, left / pace
         if slowest is None or slowest.stop is None:
             return None
         at, stop = slowest.at, slowest.stop
@@ -116,10 +119,10 @@ class Spans:
         if middle < stop:
             slowest.stop = middle
             return self._begin(middle, stop, now_s)
-        if not slowest.busy and longest_s > _FAR_SLOWER * ((stop - at) / speed + 1.0):
-            slowest.stop = at
-            return self._begin(at, stop, now_s)
-        return None
+        if slowest.busy:
+            return None
+        slowest.stop = at
+        return self._begin(at, stop, now_s)
 
 
 def _up(offset: int) -> int:
