@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import engines, front_door, registered, start
+from bench import engines, front_door, pulling, registered, start
 from bench.figures import measure_parts
 
 PARTS = {
@@ -12,6 +12,7 @@ PARTS = {
     "front_door": front_door.measure,
     "registered": registered.measure,
     "engines": engines.measure,
+    "pulling": pulling.measure,
 }
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import engines, front_door, newcomer, registered, start
+from bench import engines, front_door, newcomer, pulling, registered, start
 from bench.figures import BUILD, Figure, measure_parts
 from bench.rig import ROOT
 
@@ -43,6 +43,7 @@ PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "front_door": front_door.measure,
     "engines": engines.measure,
     "registered": registered.measure,
+    "pulling": pulling.measure,
     "tests": _tests,
     "newcomer": newcomer.measure,
 }

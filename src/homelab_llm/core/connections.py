@@ -23,7 +23,7 @@ from homelab_llm.core.tunnel import NestedTls
 from homelab_llm.core.urls import Origin
 
 _IDLE_S = 15.0
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 20
 FAILURES = (OSError, http.client.HTTPException)
 """What a connection, a request or the reading of a reply raises when the other side or the way to it fails."""
 

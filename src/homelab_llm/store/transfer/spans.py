@@ -17,6 +17,9 @@ LARGEST_BYTES = 64 * BLOCK_BYTES
 WINDOW_BYTES = 1 << 30
 """How far ahead of the hash is written: what lies further back may have left the system's memory."""
 
+ENOUGH_BYTES_PER_S = 600e6
+"""As fast as disks write and hashes follow: where the connections make that, a further one only takes their time."""
+
 _LASTS_S = 3.0
 _WORTH_S = 2.0
 _FAR_SLOWER = 4.0
@@ -26,13 +29,15 @@ _FAR_SLOWER = 4.0
 class Span:
     """The bytes from ``start`` to ``stop`` (None: to the end, wherever it is); ``at`` is the next to be written.
 
-    ``busy``: bytes before ``at`` are being written this moment.
+    ``expected`` is how many bytes per second its connection made so far (0: not known). ``busy``: bytes before ``at``
+    are being written this moment.
     """
 
     start: int
     stop: int | None
     since_s: float
     at: int
+    expected: float = 0.0
     busy: bool = False
 
     def speed(self, now_s: float, prior_bytes_per_s: float) -> float:
@@ -63,6 +68,8 @@ class Spans:
             connections: how many there are at most.
             frontier: how far the hash can go.
         """
+        if self.active and sum(span.expected for span in self.active) >= ENOUGH_BYTES_PER_S:
+            return None
         if not self._gaps:
             return self._take_over(now_s, speed)
         start, stop = self._gaps[0]
@@ -72,7 +79,7 @@ class Spans:
         if stop - end < BLOCK_BYTES:
             end = stop
         self._gaps[:1] = [(end, stop)] if end < stop else []
-        return self._begin(start, end, now_s)
+        return self._begin(start, end, now_s, speed)
 
     def claim_all(self, start: int, now_s: float) -> Span:
         """One span from ``start`` on to the end, wherever that is; for who gets bytes in order only."""
@@ -91,8 +98,8 @@ class Spans:
         if span.stop is not None and span.at < span.stop:
             bisect.insort(self._gaps, (span.at, span.stop))
 
-    def _begin(self, start: int, stop: int | None, now_s: float) -> Span:
-        span = Span(start, stop, now_s, start)
+    def _begin(self, start: int, stop: int | None, now_s: float, expected: float = 0.0) -> Span:
+        span = Span(start, stop, now_s, start, expected)
         self.active.append(span)
         return span
 
@@ -118,11 +125,11 @@ class Spans:
         middle = _up(at + int((stop - at) * its_speed / (its_speed + speed)))
         if middle < stop:
             slowest.stop = middle
-            return self._begin(middle, stop, now_s)
+            return self._begin(middle, stop, now_s, speed)
         if slowest.busy:
             return None
         slowest.stop = at
-        return self._begin(at, stop, now_s)
+        return self._begin(at, stop, now_s, speed)
 
 
 def _up(offset: int) -> int:
