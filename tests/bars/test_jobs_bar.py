@@ -31,7 +31,7 @@ def _hub(folder: Path, megabytes: int) -> Iterator[str]:
     place = folder / "org" / "large"
     place.mkdir(parents=True)
     write_fake_model(place / "large.gguf", name="large", weights_bytes=megabytes << 20)
-    command = [sys.executable, "-m", "homelab_llm.testing.hub", str(folder)]
+    command = ["nice", "-n", "19", sys.executable, "-m", "homelab_llm.testing.hub", str(folder)]  # elsewhere in life
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hub:
         assert hub.stdout is not None
         try:

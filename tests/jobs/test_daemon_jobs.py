@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,8 @@ import psutil
 import pytest
 
 from homelab_llm.core.paths import Home
-from homelab_llm.testing.daemon import Daemon
+from homelab_llm.ops.jobs.runner import FAILPOINTS
+from homelab_llm.testing.daemon import Daemon, UnixConnection
 from homelab_llm.testing.paced import PacedFile
 from homelab_llm.testing.waits import until
 
@@ -205,3 +208,69 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     found, told = one_daemon.call(method, path, body)
     assert (found, told["error"]["code"]) == (status, code)
+
+
+@pytest.mark.requirement("R-M2")
+@pytest.mark.parametrize("point", FAILPOINTS)
+def test_a_daemon_killed_at_any_step_of_a_job_finishes_it_later(
+    home: Home, environ: dict[str, str], paced: PacedFile, point: str
+) -> None:
+    paced.allow(10 * len(paced.content))
+    daemon = Daemon(home, environ=environ)
+    daemon.start(environ={"HOMELAB_FAILPOINTS": f"{point}=kill"})
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        submit(daemon, paced.url, name="far")
+    assert daemon.wait() == -signal.SIGKILL
+    with daemon:
+        (job,) = daemon.call("GET", "/admin/jobs")[1]["jobs"]
+        assert ended(daemon, job)["result"]["model"] == "far:latest"
+
+
+def test_jobs_go_on_here_when_the_new_daemon_fails(daemon: Daemon, home: Home, paced: PacedFile) -> None:
+    job = submit(daemon, paced.url, name="far")
+    received(daemon, paced, job, 8 * MB)
+    (home.root / "config.yaml").write_text("odd: true\n")
+    assert daemon.call("POST", "/admin/restart", {})[0] == 503
+    paced.allow(3 * len(paced.content))
+    assert ended(daemon, job)["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "text/event-stream"])
+def test_progress_is_a_stream_of_what_was_asked_for(daemon: Daemon, paced: PacedFile, kind: str) -> None:
+    paced.allow(3 * len(paced.content))
+    job = submit(daemon, paced.url, name="far")
+    connection = UnixConnection(str(daemon.home.daemon_sock), 30)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/admin/jobs/{job['job_id']}/progress", headers={"Accept": kind})
+        with connection.getresponse() as reply:
+            assert reply.headers["content-type"] == kind
+            lines = [line.removeprefix(b"data: ") for line in reply.read().splitlines() if line]
+    assert json.loads(lines[-1])["state"] == "succeeded"
+
+
+def test_jobs_go_on_after_the_daemon_was_stopped(daemon: Daemon, paced: PacedFile) -> None:
+    job = submit(daemon, paced.url, name="far")
+    received(daemon, paced, job, 8 * MB)
+    daemon.stop()
+    paced.allow(3 * len(paced.content))
+    daemon.start()
+    assert ended(daemon, job)["state"] == "succeeded"
+
+
+def test_a_stored_model_is_verified_and_built_on_by_jobs(daemon: Daemon, paced: PacedFile) -> None:
+    paced.allow(3 * len(paced.content))
+    assert ended(daemon, submit(daemon, paced.url, name="far"))["state"] == "succeeded"
+    assert ended(daemon, ask(daemon, "verify"))["result"]["ok"] is True
+    assert ended(daemon, ask(daemon, "repair", model="far"))["result"]["files"] == []
+    made = ended(daemon, ask(daemon, "create", name="mine", spec="FROM far\nSYSTEM Be brief.\n"))
+    assert made["result"]["model"] == "mine:latest", made["error"]
+    refused = ended(daemon, ask(daemon, "push", model="far", target="oci://127.0.0.1:1/a/b:c"))
+    assert refused["error"]["code"] == "source_unavailable"
+    refused = ended(daemon, ask(daemon, "quantize", model="far", name="small", type="odd"))
+    assert refused["error"]["code"] == "invalid_input"
+
+
+def ask(daemon: Daemon, kind: str, **parameters: Any) -> dict[str, Any]:
+    status, job = daemon.call("POST", "/admin/jobs", {"kind": kind, "parameters": parameters})
+    assert status == 202, job
+    return dict(job)
