@@ -324,9 +324,10 @@ def test_https_goes_through_a_tunnel_of_the_proxy(tls_hub: FakeHub, scheme: str)
 
 
 def test_a_connection_is_used_again_until_the_server_closes_it(hub: FakeHub, client: HttpClient) -> None:
+    hub.repos["org/name"]["large.gguf"] = CONTENT * 80
     for _ in range(3):
         assert body_of(client, hub.url + FILE) == CONTENT
-        with client.stream(hub.url + FILE) as body:
+        with client.stream(hub.url + FILE.replace("model", "large")) as body:
             next(body.chunks)
     assert len({request.port for request in hub.requests}) == 3  # one that is left in the middle is ended
     hub.hang_up()

@@ -25,7 +25,6 @@ from homelab_llm.core.errors import (
     UnsafeModel,
 )
 from homelab_llm.core.failpoints import arm
-from homelab_llm.store.blocks import Blocks
 from homelab_llm.store.layout import FAILPOINTS as STORE_FAILPOINTS
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import Progress
@@ -62,12 +61,10 @@ def disarmed() -> Iterator[None]:
 
 
 def weights_kept_bytes(store: ModelStore, content: bytes) -> int:
-    """Bytes of the weights that are on disk, as a blob or as a part of it; the other files are far smaller."""
+    """Bytes of the weights that are on disk, as a blob or as a part of it."""
     if store.blobs.has(Digest.of(content)):
         return len(content)
-    maps = (store.root / "tmp").glob("*.map")
-    parts = [Blocks.parse(path.read_bytes(), size_bytes=len(content), durable_only=False) for path in maps]
-    return max((part.there_bytes for part in parts if part.there_bytes > 10_000), default=0)
+    return store.blobs.kept_bytes(str(Digest.of(content)))
 
 
 @pytest.mark.requirement("R-M2", "R-M4", "R-M9")
@@ -309,7 +306,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(
 def test_a_disk_that_fills_up_is_typed_and_the_pull_continues_later(
     hub: FakeHub, store: ModelStore, settings: Settings, folder_files: dict[str, bytes]
 ) -> None:
-    arm("store.blob.chunk=enospc@10")
+    arm("store.blob.chunk=enospc@7")
     with pytest.raises(DiskFull):
         pull(store, "hf:Org/Folder", settings=settings())
     assert store.models() == []
