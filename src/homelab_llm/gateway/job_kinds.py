@@ -55,6 +55,15 @@ KINDS: dict[str, Record] = {
     "quantize": Record(
         {"model": _MODEL, "name": _NEW, "type": Field(_TYPE, "q8_0, q4_0, 4bit, …", required=True), **_MEASURED}
     ),
+    "fuse": Record(
+        {
+            "model": _MODEL,
+            "adapter": Field(Text(1000, empty=False), "a LoRA adapter: its path, or that in the model", required=True),
+            "name": _NEW,
+            "tokens": _MEASURED["tokens"],
+            "measure": _MEASURED["measure"],
+        }
+    ),
 }
 
 

@@ -48,7 +48,7 @@ def convert(files: Mapping[str, Path], target: Path, name: str, kind: str = "q8_
 def _plan(model: BertTensors, wanted: str) -> Iterator[Planned]:
     for source, there, shape in model.shape.tensors():
         model.check(source, shape)
-        yield _planned(model, source, there, shape, tensor_type(there, shape, wanted, output=""))
+        yield _planned(model, source, there, shape, tensor_type(there, shape, wanted, output="token_embd.weight"))
 
 
 def _planned(model: BertTensors, source: str, there: str, shape: tuple[int, ...], kind: str) -> Planned:

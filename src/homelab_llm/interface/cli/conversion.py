@@ -89,7 +89,8 @@ def _asked(kind: str, *, text: Path | None, tokens: int, no_measure: bool, force
     """The parameters of a job; it measures on the text of the package, which the daemon can read for certain."""
     if text is not None:
         raise click.UsageError("--text and --detach exclude each other")
-    return {"type": kind, "tokens": tokens, "measure": not no_measure, "force": force}
+    wished = {"type": kind, "force": force}
+    return {"tokens": tokens, "measure": not no_measure, **{name: value for name, value in wished.items() if value}}
 
 
 @verb("fuse")
@@ -99,12 +100,18 @@ def _asked(kind: str, *, text: Path | None, tokens: int, no_measure: bool, force
 @_TEXT
 @_TOKENS
 @_NO_MEASURE
+@detach
 def fuse(invocation: Invocation, /, model: str, adapter: Path, newname: str, **how: Any) -> None:
     """Make NEWNAME out of MODEL and a LoRA ADAPTER: one model, no adapter beside it.
 
     ADAPTER is a folder of PEFT or mlx-lm for a model in safetensors format, a GGUF adapter for a GGUF model of floats,
     or the path of an adapter that is attached to MODEL.
     """
+    if how.pop("detach"):
+        here = str(adapter.absolute()) if adapter.exists() else str(adapter)
+        asked = _asked("", force=False, **how)
+        order(invocation, "fuse", {"model": model, "adapter": here, "name": newname, **asked})
+        return
     from homelab_llm.ops.conversion.convert import fuse as make
 
     options, ref = _options("", **how), ModelRef.parse(newname)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from homelab_llm.core.names import ModelRef
@@ -93,6 +94,16 @@ def _convert(store: ModelStore, parameters: Mapping[str, Any], _settings: Settin
     return {**_stored(made), "measured": dict(made.provenance.measured), "notes": notes}
 
 
+def _fuse(store: ModelStore, parameters: Mapping[str, Any], _settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.ops.conversion.convert import ConversionOptions, fuse
+
+    options = ConversionOptions(**{name: parameters[name] for name in ("measure", "tokens") if name in parameters})
+    notes: list[str] = []
+    adapter, ref = Path(parameters["adapter"]), ModelRef.parse(parameters["name"])
+    made = fuse(store, parameters["model"], adapter, ref=ref, options=options, progress=tell, note=notes.append)
+    return {**_stored(made), "measured": dict(made.provenance.measured), "notes": notes}
+
+
 def _stored(model: StoredModel) -> dict[str, Any]:
     return {"model": model.name, "digest": str(model.digest), "size_bytes": model.size_bytes}
 
@@ -105,4 +116,5 @@ KINDS: dict[str, Kind] = {
     "create": Kind(_create, again=True),
     "convert": Kind(_convert),
     "quantize": Kind(_convert),
+    "fuse": Kind(_fuse),
 }
