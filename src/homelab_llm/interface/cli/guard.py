@@ -73,7 +73,8 @@ def _usage(wrong: click.UsageError, output: Output) -> int:
     if isinstance(wrong, click.exceptions.NoArgsIsHelpError) and not output.json:
         output.note(wrong.format_message())
         return exit_codes.USAGE
-    output.error(errors.InvalidInput(wrong.format_message(), hint=f"{command} --help"), exit_codes.USAGE)
+    hint = getattr(wrong, "hint", f"{command} --help")
+    output.error(errors.InvalidInput(wrong.format_message(), hint=hint), exit_codes.USAGE)
     return exit_codes.USAGE
 
 

@@ -25,6 +25,19 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 — click asks
         return [*self._verbs, *self.commands]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; a verb that is not there is answered with the one that was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as unknown:
+            if args[0].startswith("-"):
+                raise
+            from homelab_llm.interface.cli.mistyped import UnknownVerb
+
+            raise UnknownVerb(args[0], self.list_commands(ctx), ctx) from unknown
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._verbs:
             return super().get_command(ctx, cmd_name)

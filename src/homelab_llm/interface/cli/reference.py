@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import click
 
+from homelab_llm.interface.cli.contents import CHAPTERS
 from homelab_llm.interface.cli.exit_codes import EXIT_CODES
 from homelab_llm.interface.cli.invocation import shared_options
 from homelab_llm.interface.cli.tree import mlxctl
@@ -16,8 +17,8 @@ from homelab_llm.ops.serve import serve
 def render() -> str:
     """The page in Markdown: every verb with its arguments and options, and the exit codes."""
     lines = ["# Command line", "", _text(mlxctl), "", "Options of `mlxctl` itself, the last three of every verb:", ""]
-    lines += [*_options(mlxctl, shared=True), ""]
-    for path, command in verbs():
+    lines += [*_options(mlxctl, shared=True), "", *_contents(), ""]
+    for path, command in _listed():
         lines += [
             f"## {path}",
             "",
@@ -44,6 +45,12 @@ def verbs() -> Iterator[tuple[str, click.Command]]:
     yield from _below("mlxctl", mlxctl)
 
 
+def _listed() -> Iterator[tuple[str, click.Command]]:
+    """The verbs for people: those of hidden groups are between programs."""
+    unlisted = {name for chapter in CHAPTERS for name, entry in chapter.verbs.items() if not entry.summary}
+    return ((path, command) for path, command in verbs() if path.split()[1] not in unlisted)
+
+
 def _below(path: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
     context = click.Context(group, info_name=path)
     for name in group.list_commands(context):
@@ -59,8 +66,22 @@ def _usage(path: str, command: click.Command) -> str:
     return " ".join((path, *command.collect_usage_pieces(context)))
 
 
+def _contents() -> Iterator[str]:
+    """The verbs by what they are for, as ``--help`` groups them; each with a link to its section."""
+    sections = [path for path, _ in _listed()]
+    yield from ("| for | verbs |", "|---|---|")
+    for chapter in CHAPTERS:
+        links = []
+        for name in chapter.verbs:
+            first = next((path for path in sections if f"{path} ".startswith(f"mlxctl {name} ")), None)
+            links += [f"[{name}](#{first.replace(' ', '-')})"] if first else []
+        yield f"| {chapter.title.lower()} | {', '.join(links)} |"
+
+
 def _text(command: click.Command) -> str:
-    return inspect.cleandoc(command.help or "").strip()
+    """What a verb says of itself; paragraphs that click leaves as they are become blocks of code."""
+    paragraphs = inspect.cleandoc(command.help or "").strip().split("\n\n")
+    return "\n\n".join(f"```\n{p[2:]}\n```" if p.startswith("\b\n") else p for p in paragraphs)
 
 
 def _options(command: click.Command, *, shared: bool = False) -> list[str]:

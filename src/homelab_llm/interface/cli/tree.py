@@ -1,74 +1,20 @@
-"""The tree of verbs: names and where they live; nothing is imported until a verb is invoked."""
+"""``mlxctl`` itself: its options, its help and its verbs; nothing is imported until a verb is invoked."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+from homelab_llm.interface.cli.contents import CHAPTERS
 from homelab_llm.interface.cli.elsewhere import EXPECT_VERSION, place_verb
 from homelab_llm.interface.cli.invocation import Invocation
 from homelab_llm.interface.cli.lazy import LazyGroup
 
-_CLI = "homelab_llm.interface.cli"
 _WHOLE = "homelab_llm.argv"
 
-VERBS = {
-    "run": f"{_CLI}.run:run",
-    "chat": f"{_CLI}.chat:chat",
-    "pull": f"{_CLI}.pull:pull",
-    "import": f"{_CLI}.models:import_",
-    "init": f"{_CLI}.init:init",
-    "list": f"{_CLI}.listing:list_",
-    "convert": f"{_CLI}.conversion:convert",
-    "quantize": f"{_CLI}.conversion:quantize",
-    "fuse": f"{_CLI}.conversion:fuse",
-    "perplexity": f"{_CLI}.conversion:perplexity",
-    "show": f"{_CLI}.show:show",
-    "create": f"{_CLI}.create:create",
-    "cp": f"{_CLI}.copying:cp",
-    "exchange": f"{_CLI}.copying:exchange",
-    "export": f"{_CLI}.exporting:export",
-    "rm": f"{_CLI}.models:rm",
-    "prune": f"{_CLI}.trust:prune",
-    "gc": f"{_CLI}.trust:gc",
-    "du": f"{_CLI}.trust:du",
-    "repair": f"{_CLI}.trust:repair",
-    "push": f"{_CLI}.registries:push",
-    "pack": f"{_CLI}.registries:pack",
-    "login": f"{_CLI}.registries:login",
-    "logout": f"{_CLI}.registries:logout",
-    "template": f"{_CLI}.templates:template",
-    "suggest": f"{_CLI}.suggest:suggest",
-    "load": f"{_CLI}.slots:load",
-    "swap": f"{_CLI}.slots:swap",
-    "unload": f"{_CLI}.slots:unload",
-    "unload-all": f"{_CLI}.slots:unload_all",
-    "adopt": f"{_CLI}.slots:adopt",
-    "reconcile": f"{_CLI}.upkeep:reconcile",
-    "verify": f"{_CLI}.upkeep:verify",
-    "pin": f"{_CLI}.upkeep:pin",
-    "unpin": f"{_CLI}.upkeep:unpin",
-    "unquarantine": f"{_CLI}.upkeep:unquarantine",
-    "fit": f"{_CLI}.foresight:fit",
-    "explain": f"{_CLI}.foresight:explain",
-    "events": f"{_CLI}.events:events",
-    "jobs": f"{_CLI}.jobs:jobs",
-    "registry": f"{_CLI}.registry:registry",
-    "handles": f"{_CLI}.handles:handles",
-    "ps": f"{_CLI}.residency:ps",
-    "stop": f"{_CLI}.residency:stop",
-    "status": f"{_CLI}.status:status",
-    "logs": f"{_CLI}.logs:logs",
-    "key": f"{_CLI}.keys:key",
-    "db": f"{_CLI}.db:db",
-    "daemon": f"{_CLI}.daemon:daemon",
-    "serve": "homelab_llm.ops.serve:serve",
-    "service": f"{_CLI}.service:service",
-    "doctor": f"{_CLI}.doctor:doctor",
-    "version": f"{_CLI}.version:version",
-    "completion": f"{_CLI}.completion:completion",
-}
+VERBS = {name: verb.place for chapter in CHAPTERS for name, verb in chapter.verbs.items()}
 
 
 class Root(LazyGroup):
@@ -91,6 +37,20 @@ class Root(LazyGroup):
             if code is not None:
                 ctx.exit(code)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 — click asks
+        """The verbs by what they are for. From the table: no verb is imported."""
+        width = max(map(len, VERBS))
+        for chapter in CHAPTERS:
+            with formatter.section(chapter.title):
+                rows = [(name.ljust(width), verb.summary) for name, verb in chapter.verbs.items() if verb.summary]
+                formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs and options that begin as typed, again without an import."""
+        named = [(name, verb.summary) for chapter in CHAPTERS for name, verb in chapter.verbs.items()]
+        found = [CompletionItem(name, help=text) for name, text in named if text and name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 def _expect(context: click.Context, _option: click.Parameter, value: str | None) -> None:
