@@ -103,6 +103,15 @@ def test_a_projector_beside_the_model_means_vision(tmp_path: Path, gguf: Build) 
         inspect_model({"mmproj.gguf": tmp_path / "p"})
 
 
+@pytest.mark.parametrize("kind", ["adapter", "imatrix"])
+def test_what_only_belongs_to_a_model_is_no_model(tmp_path: Path, gguf: Build, kind: str) -> None:
+    (tmp_path / "a").write_bytes(gguf({"general.type": kind}))
+    (tmp_path / "m").write_bytes(gguf())
+    with pytest.raises(BadModelFile, match="not a model"):
+        inspect_model({"model.gguf": tmp_path / "a"})
+    assert inspect_model({"model.gguf": tmp_path / "m", "x.gguf": tmp_path / "a"}).architecture == "llama"
+
+
 def lies(build: Build) -> dict[str, bytes]:
     """One bad file for each way in which a GGUF can lie."""
     good = build()

@@ -213,6 +213,33 @@ def test_absurd_dimensions_are_refused(folder: Folder, config: dict[str, Any]) -
         inspect_model(folder(config))
 
 
+def test_an_adapter_alone_is_refused_and_told_what_it_is(folder: Folder) -> None:
+    files = folder(**{"config.json": None, "adapter_config.json": '{"peft_type": "LORA"}'})
+    with pytest.raises(BadModelFile, match="adapter alone") as caught:
+        inspect_model(files)
+    assert "mlxctl create" in caught.value.hint
+
+
+@given(depth=st.integers(1, 100_000), opening=st.sampled_from(["[", '{"a":']))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_configuration_nested_ever_deeper_is_a_typed_error(folder: Folder, depth: int, opening: str) -> None:
+    closing = {"[": "]", '{"a":': "}"}[opening]
+    text = '{"model_type":"llama","x":' + opening * depth + "1" + closing * depth + "}"
+    files = folder(**{"config.json": text})
+    try:
+        inspect_model(files)
+    except BadModelFile as error:
+        assert len(error.message) < 300
+
+
+@pytest.mark.parametrize(
+    "modules", ["{}", "[1]", '[{"type":1}]', '[{"type":"os.system"}]', '[{"type":"sentence_transformersx.Y"}]', "["]
+)
+def test_modules_that_are_not_of_the_library_are_refused(folder: Folder, modules: str) -> None:
+    with pytest.raises((BadModelFile, UnsafeModel)):
+        inspect_model(folder(**{"modules.json": modules}))
+
+
 def test_what_is_no_model_is_refused(folder: Folder, tmp_path: Path) -> None:
     files = folder()
     for bad in (

@@ -77,7 +77,7 @@ def scan(model: StoredModel) -> ScanReport:
         _try("file names", partial(_names, files)),
         _try("formats", partial(_formats, files)),
         _try("no code", partial(_code, files)),
-        _try("tensors", partial(_tensors, files)),
+        _try("tensors", partial(_tensors, files, model.defaults.adapters)),
         _template(model.defaults.template or model.facts.chat_template),
         _origin(model),
     )
@@ -124,14 +124,16 @@ def _code(files: Mapping[str, Path]) -> str:
     return "no configuration asks to run code that came with the model"
 
 
-def _tensors(files: Mapping[str, Path]) -> str:
+def _tensors(files: Mapping[str, Path], adapters: tuple[str, ...]) -> str:
     count = 0
     for name, path in files.items():
         if name.lower().endswith(".gguf"):
             count += len(read_gguf(path).tensors)
         elif name.endswith(".safetensors"):
             count += len(read_safetensors(path).tensors)
-    inspect_model(files)  # parts that belong together, dimensions within bounds
+    inside = tuple(f"{adapter}/" for adapter in adapters)
+    own = {name: path for name, path in files.items() if name not in adapters and not name.startswith(inside)}
+    inspect_model(own)  # parts that belong together, dimensions within bounds
     return f"{_count(count, 'tensor')} fill their files to the end; none is zeroed"
 
 

@@ -48,6 +48,12 @@ def folder_facts(files: Mapping[str, Path]) -> ModelFacts:
         BadModelFile: something is missing or contradicts itself.
         UnsafeModel: a configuration asks for remote code.
     """
+    if "config.json" not in files and "adapter_config.json" in files:
+        raise BadModelFile(
+            "a LoRA adapter alone is not a model",
+            hint="name it as ADAPTER in a Modelfile, then mlxctl create",
+            kind="adapter",
+        )
     if "config.json" not in files:
         raise BadModelFile("there is no config.json beside the weights")
     config = read_config(files["config.json"])

@@ -29,6 +29,11 @@ ENCODERS = frozenset(
         "t5encoder",
     }
 )
+# What else comes in this format, by ``general.type``; a vision projector is known by its architecture.
+_NOT_A_MODEL = {
+    "adapter": "a LoRA adapter alone is not a model",
+    "imatrix": "an importance matrix is not a model",
+}
 _POOLING_RANK = 4
 _MAX_LAYERS = 10_000
 _MAX_PARTS = 1_000
@@ -43,7 +48,10 @@ def gguf_facts(weights: Mapping[str, Path], size_bytes: int) -> ModelFacts:
     paths = [path for _, path in sorted(weights.items())]
     headers = [read_gguf(path) for path in paths]
     projectors = [h for h in headers if h.text("general.architecture") == "clip"]
-    parts = _whole([h for h in headers if h not in projectors])
+    beside = [h for h in headers if h.text("general.type") in _NOT_A_MODEL]
+    if len(beside) == len(headers):
+        raise _not_a_model(beside[0].text("general.type"))
+    parts = _whole([h for h in headers if h not in projectors and h not in beside])
     shape = _Shape.of(parts[0])
     template = parts[0].text("tokenizer.chat_template")
     capabilities = _capabilities(parts[0], shape.architecture, template)
@@ -69,6 +77,11 @@ def gguf_facts(weights: Mapping[str, Path], size_bytes: int) -> ModelFacts:
         chat_tokens=tokens,
         end_tokens=ends,
     )
+
+
+def _not_a_model(kind: str) -> BadModelFile:
+    hint = "name it as ADAPTER in a Modelfile, then mlxctl create" if kind == "adapter" else "give the model's own file"
+    return BadModelFile(_NOT_A_MODEL[kind], hint=hint, kind=kind)
 
 
 def _whole(parts: list[GgufHeader]) -> list[GgufHeader]:
