@@ -1,7 +1,9 @@
 """Hashing: many blobs at once, the largest first, as fast as the processors compute SHA-256.
 
 Threads do: hashing and reading let go of the interpreter. There are more of them than processors, so that some hash
-while others wait for the disk. What was not in the page cache before is not left there.
+while others wait for the disk. What was not in the page cache before is not left there; what was is hashed where it
+lies (Linux), without the copy that costs a tenth of the time. Pages are made present first, by a call that fails where
+touching them would end the process (a disk error, a file cut short); then they are read the ordinary way.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import queue
 import stat
@@ -17,11 +20,14 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from homelab_llm.core.digests import Digest
 from homelab_llm.store.verification import FileState
 
 _BUFFER_BYTES = 1 << 20
+_WINDOW_BYTES = 4 << 20
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; Python names it from 3.12 on
 _DROP_BYTES = 64 << 20
 _MOST_THREADS = 16
 _POLL_S = 0.1
@@ -60,7 +66,7 @@ def hash_blobs(
     Args:
         told: called from this thread about ten times a second with the bytes hashed since; may raise to end it.
         threads: 0 chooses by the processors.
-        drop: let go of what was read and was not in the page cache before.
+        drop: leave the page cache as it was: let go of what was not in it, hash what was where it lies.
         gently: leave the processors to others where they want them.
     """
     ordered = sorted(wanted, key=lambda item: -_size(item[1]))
@@ -143,7 +149,11 @@ class _Work:
 
     def _read(self, handle: int, buffer: memoryview, size: int) -> Digest:
         hashed, offset, me = hashlib.sha256(), 0, threading.get_ident()
-        dropping = self._drop and not _cached(handle, size)
+        cached = _cached(handle, size)
+        dropping = self._drop and not cached
+        if self._drop and cached and sys.platform == "linux":
+            offset = self._map(handle, size, hashed)
+            os.lseek(handle, offset, os.SEEK_SET)
         dropped = 0
         while not self.stopping.is_set():
             count = os.readv(handle, [buffer])
@@ -159,9 +169,25 @@ class _Work:
             os.posix_fadvise(handle, dropped, 0, os.POSIX_FADV_DONTNEED)
         return Digest(hashed.hexdigest())
 
+    def _map(self, handle: int, size: int, hashed: Any) -> int:
+        """Hash from the start as far as pages can be made present; where the ordinary way goes on."""
+        offset, me = 0, threading.get_ident()
+        try:
+            with mmap.mmap(handle, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+                while offset < size and not self.stopping.is_set():
+                    count = min(_WINDOW_BYTES, size - offset)
+                    mapped.madvise(_POPULATE_READ, offset, count)
+                    hashed.update(view[offset : offset + count])
+                    mapped.madvise(mmap.MADV_DONTNEED, offset, count)
+                    offset += count
+                    self._bytes[me] = self._bytes.get(me, 0) + count
+        except (OSError, ValueError):
+            pass
+        return offset
+
 
 def _cached(handle: int, size: int) -> bool:
-    """Whether the file seems to be in the page cache: its middle is. True where that cannot be told or changed."""
+    """Whether the file seems to be in the page cache: its middle is. True where that cannot be told."""
     if not (hasattr(os, "posix_fadvise") and hasattr(os, "RWF_NOWAIT")) or not size:
         return True
     try:
