@@ -46,6 +46,7 @@ def test_verify_names_what_is_damaged_and_the_command_that_mends_it(mlxctl: Mlxc
     done = ask(mlxctl, "verify", "mine:1", code=exit_codes.FAILED)
     assert "damaged  mine:1: model.gguf has other content" in done.out
     assert "mlxctl repair mine:1" in done.err
+    assert "mlxctl repair mine:1" in mlxctl("doctor").out
     last = json.loads(ask(mlxctl, "verify", "--store", "--json", code=exit_codes.FAILED).out.splitlines()[-1])
     assert last["damages"][0]["model"] == "mine:1"
     assert not last["ok"]

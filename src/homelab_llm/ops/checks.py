@@ -162,7 +162,13 @@ def models(around: Surroundings) -> Iterator[Finding]:
     problems = store.problems()
     for problem in problems:
         yield Finding("models", "fail", problem.message, problem.hint, {"model": problem.name})
-    if not problems:
+    bad = {digest.hex for digest in store.verification.damaged()}
+    broken = [model.name for model in store.models() if bad and any(path.name in bad for path in model.files.values())]
+    for name in broken:
+        yield Finding(
+            "models", "fail", f"{name} was found damaged by a check", f"mlxctl repair {name}", {"model": name}
+        )
+    if not problems and not broken:
         yield Finding(
             "models", "ok", f"{count} stored, none damaged" if count else "none yet", "" if count else "mlxctl suggest"
         )
