@@ -171,6 +171,7 @@ def test_a_peft_adapter_becomes_a_folder_of_the_model(store: ModelStore, folder:
         ({"r": 0}, "no rank"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"use_dora": True}, "use_dora"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"bias": "all"}, "biases"),
         ({"auto_mapping": {"x": "y"}, "auto_map": {"AutoModel": "code.py"}}, ""),
     ],

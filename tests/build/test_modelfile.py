@@ -150,3 +150,18 @@ def test_the_docs_say_the_path_of_both_examples() -> None:
     guide = Path(__file__).parents[2] / "docs" / "guides" / "build-a-model.md"
     assert "examples/modelspec.yaml" in guide.read_text()
     assert "examples/Modelfile" in guide.read_text()
+
+
+def test_a_long_text_in_quotes_is_read_in_one_pass() -> None:
+    text = "line\n" * 100_000
+    assert parse_modelfile(f'FROM a\nSYSTEM """{text}"""'.encode()).system == text
+
+
+def test_quotes_close_on_the_line_that_ends_with_them() -> None:
+    for text, value in (
+        ('""""""x"""', '"""x'),
+        ('  """ a\nb """  ', " a\nb "),
+        ('"a\n\nb"', "a\n\nb"),
+        ('"""a"\n""""', 'a"\n"'),
+    ):
+        assert parse_modelfile(f"FROM a\nSYSTEM {text}".encode()).system == value

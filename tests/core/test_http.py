@@ -357,7 +357,9 @@ def test_closing_the_client_ends_what_another_thread_reads(hub: FakeHub, client:
 
 
 @pytest.mark.requirement("R-S1")
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "169.254.169.254", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "169.254.169.254", "[::1]", "2130706433", "0x7f.1", "127.1"]
+)
 def test_a_written_out_private_address_is_refused_with_a_proxy_too(hub: FakeHub, host: str) -> None:
     with HttpClient(environ={"HTTP_PROXY": hub.url, "HTTPS_PROXY": hub.url}) as client:
         with pytest.raises(SourceDenied):
@@ -378,3 +380,13 @@ def test_addresses_are_sorted_into_public_private_and_never() -> None:
     assert [is_public(parse_address(text)) for text in (*public, *private, *never)] == [True] * 3 + [False] * 14
     assert [is_private(parse_address(text)) for text in (*private, *never)] == [True] * 7 + [False] * 7
     assert parse_address("fe80::1%eth0") == ipaddress.ip_address("fe80::1")
+
+
+def test_a_reply_that_never_ends_is_given_up(hub: FakeHub) -> None:
+    times_s = iter(range(0, 1000, 100))
+    hub.pages["/slow"] = (200, {}, b"x")
+    with HttpClient(
+        policy=UrlPolicy(trusted=frozenset({origin_of(hub.url)})), monotonic_s=lambda: float(next(times_s))
+    ) as client:
+        with pytest.raises(SourceUnavailable, match="longer than 60 s"):
+            client.exchange("GET", f"{hub.url}/slow")

@@ -187,6 +187,7 @@ def test_nothing_that_is_offered_is_believed(here: ModelStore, there: ModelStore
     digest = next(iter(model.files.values())).name
     size = model.size_bytes
     assert offered(there, {"hello": 1, "name": "x", "manifest": "!"}).code == "bad_manifest"
+    assert offered(there, {"hello": 1, "name": "x", "manifest": "\u00e9"}).code == "bad_manifest"
     assert offered(there, hello(b"{}")).code == "bad_manifest"
     assert offered(there, hello(manifest.replace(b"model.gguf", b"../../evil"))).code == "bad_manifest"
     assert offered(there, {**hello(manifest), "name": "../x"}).code == "invalid_name"

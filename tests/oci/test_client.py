@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 
 import pytest
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import SourceNotFound
+from homelab_llm.core.errors import SourceNotFound, SourceUnavailable
 from homelab_llm.store.manifests import MANIFEST
 from homelab_llm.store.oci import uploads
-from homelab_llm.store.oci.client import RegistryClient
+from homelab_llm.store.oci.client import RegistryClient, open_registry
+from homelab_llm.store.sources.table import PullSettings
+from homelab_llm.testing.hub import FakeHub
 from homelab_llm.testing.registries import Registry
 
 Client = Callable[..., RegistryClient]
@@ -71,3 +74,11 @@ def test_what_is_not_there_is_not_found(shared_registry: Registry, client: Clien
     assert opened.manifest_digest("client/absent", "v1") is None
     with pytest.raises(SourceNotFound):
         opened.tags("client/absent")
+
+
+@pytest.mark.parametrize("page", [b'{"tags": 5}', b"[]", b"{}", b'{"tags": {"a": 1}}', b'{"tags": ["\\u001b[31m", 1]}'])
+def test_a_list_of_tags_that_is_none_names_nothing(settings: Callable[..., PullSettings], page: bytes) -> None:
+    with FakeHub(pages={"/v2/x/tags/list": (200, {}, page)}) as hub:
+        with open_registry(hub.url.removeprefix("http://"), settings()) as opened:
+            with contextlib.suppress(SourceUnavailable):
+                assert opened.tags("x") in ([], ["a"])

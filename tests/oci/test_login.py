@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,3 +243,26 @@ def test_the_hubs_token_is_proved_and_kept_where_its_tools_look(
         assert hub_token(environ) == "hf_secret"
         assert log_out_of_hub(own) == [str(tmp_path / "hf" / "token")]
         assert (hub_token(environ), log_out_of_hub(own)) == ("", [])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"auth": "\u00e9\u00e9\u00e9="},
+        {"username": "\ud800", "password": "x"},
+        {"username": "x", "password": "\ud800"},
+        {"identitytoken": "\ud800"},
+    ],
+)
+def test_an_entry_that_is_not_text_holds_no_credentials(
+    environ: dict[str, str], docker: Path, entry: dict[str, str]
+) -> None:
+    docker.write_text(json.dumps({"auths": {"registry.example": entry}}))
+    assert find_credentials("registry.example", environ) is None
+
+
+def test_a_fifo_in_the_place_of_the_file_is_refused_at_once(environ: dict[str, str], docker: Path) -> None:
+    os.mkfifo(docker)
+    with pytest.raises(InvalidInput) as refused:
+        find_credentials("registry.example", environ)
+    assert str(docker) in refused.value.message

@@ -203,6 +203,8 @@ def outline_of(**texts: str) -> tuple[Outline, Contents]:
         {"messages": '[{"role": "root", "content": "x"}]'},
         {"messages": '[{"role": "user", "content": 1}]'},
         {"messages": "[" * 50_000},
+        {"messages": '[{"role": "user", "content": "\\ud800"}]'},
+        {"params": '{"stop": ["\\ud800"]}'},
     ],
 )
 def test_defaults_that_are_none_are_refused(texts: dict[str, str]) -> None:

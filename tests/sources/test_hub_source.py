@@ -98,7 +98,14 @@ def test_a_busy_hub_is_asked_again(hub: FakeHub, settings: Settings) -> None:
 
 @pytest.mark.requirement("R-S1")
 @pytest.mark.parametrize(
-    "path", ["../model.safetensors", "/etc/model.safetensors", "a\\model.safetensors", "model\n.safetensors"]
+    "path",
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "a\\model.safetensors",
+        "model\n.safetensors",
+        "\ud800.safetensors",
+    ],
 )
 def test_a_file_name_that_leaves_the_model_never_gets_through(hub: FakeHub, settings: Settings, path: str) -> None:
     hub.repos["Org/Evil"] = {path: b"x", "config.json": b"{}"}

@@ -205,3 +205,12 @@ def _path(reference: Reference) -> str:
     if isinstance(reference, HubReference):
         return f"{reference.repo}/{reference.revision}/{reference.file}"
     return "" if isinstance(reference, WebReference) else str(reference).partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    "text", ["me:pass-word@host.example/a", "oci://me:pass-word@host.example/a", "x:pass-word@h:1"]
+)
+def test_a_password_in_a_reference_is_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parse(text)
+    assert "pass-word" not in str(refused.value.as_dict())

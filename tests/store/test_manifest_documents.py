@@ -216,3 +216,25 @@ def test_a_file_name_that_is_accepted_stays_inside_its_folder(name: str) -> None
     assert ".." not in name.split("/")
     assert (folder / name).is_relative_to(folder)
     assert len((folder / name).parts) == len(folder.parts) + name.count("/") + 1
+
+
+def annotated(name: str, value: Any) -> bytes:
+    return changed(["annotations", f"homelab-llm.{name}+json"], json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        annotated("provenance", {"action": "create", "created_unix_s": 1e300}),
+        annotated("provenance", {"action": "create", "created_unix_s": float("nan")}),
+        annotated("provenance", {"action": "create", "created_unix_s": -1e300}),
+        annotated("provenance", {"action": "create", "measured": {"x": 10**400}}),
+        annotated("facts", {**FACTS.as_dict(), "size_bytes": 10**400}),
+        annotated("defaults", {"system": "\ud800"}),
+        annotated("defaults", {"messages": [{"role": "user", "content": "\udc00"}]}),
+    ],
+)
+@pytest.mark.requirement("R-S1")
+def test_numbers_and_texts_that_no_program_can_show_are_refused(content: bytes) -> None:
+    with pytest.raises(StoreDamaged):
+        parse_manifest(content, Digest.of(content), FILE)

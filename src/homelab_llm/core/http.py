@@ -134,15 +134,18 @@ class HttpClient:
             content: the body; for chunks give ``content-length`` too, or they are sent with chunked encoding.
 
         Raises:
-            SourceUnavailable: network, TLS, a proxy; the reply is cut or larger than ``limit_bytes`` (then a fact).
+            SourceUnavailable: network, TLS, a proxy; the reply is cut, takes longer than the limit, or is larger than
+                ``limit_bytes`` (then a fact).
             SourceDenied: the policy.
         """
         own = {"accept-encoding": "identity", "user-agent": _AGENT, **(headers or {})}
         answer = self._send(method, url, origin_of(url), own, content)
-        received = bytearray()
+        received, deadline = bytearray(), self.monotonic_s() + self.limits.whole_s
         try:
             while chunk := answer.read():
                 received += chunk
+                if self.monotonic_s() > deadline:
+                    raise SourceUnavailable(f"{shown(url)} took longer than {self.limits.whole_s:.0f} s")
                 if len(received) > limit_bytes:
                     raise SourceUnavailable(
                         f"the reply of {shown(url)} is larger than {limit_bytes} bytes", limit_bytes=limit_bytes

@@ -123,10 +123,13 @@ class UrlPolicy:
             self.addresses(origin, lambda _host, _port: ["127.0.0.1"])
             return
         try:
-            ipaddress.ip_address(origin.host)
+            found = str(ipaddress.ip_address(origin.host))
         except ValueError:
-            return
-        self.addresses(origin, lambda host, _port: [host])
+            try:
+                found = socket.inet_ntoa(socket.inet_aton(origin.host))  # 2130706433, 0x7f.1: a proxy may take them
+            except OSError:
+                return
+        self.addresses(origin, lambda _host, _port: [found])
 
 
 def parse_address(text: str) -> Address:

@@ -34,6 +34,8 @@ SOURCE = "homelab-llm.source"
 DEFAULTS = "homelab-llm.defaults+json"
 PROVENANCE = "homelab-llm.provenance+json"
 MAX_SOURCE_CHARACTERS = 2048
+_MOST = 1 << 63
+_LATEST_UNIX_S = 253_402_214_400  # the last day of the year 9999
 _FACT_TYPES: dict[str, type] = {
     field.name: {"str": str, "Format": str, "int": int, "bool": bool}.get(str(field.type), tuple)
     for field in fields(ModelFacts)
@@ -209,7 +211,7 @@ def parse_facts(raw: Mapping[str, Any]) -> ModelFacts:
     facts = ModelFacts.from_dict(raw)
     for name, kind in _FACT_TYPES.items():
         value = getattr(facts, name)
-        if type(value) is not kind or (isinstance(value, int) and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < _MOST):
             raise ValueError(f"{name} is of another type")
     if not all(isinstance(word, str) for word in (*facts.capabilities, *facts.chat_tokens, *facts.end_tokens)):
         raise ValueError("capabilities and tokens are words")
@@ -226,6 +228,7 @@ def parse_defaults(raw: Any) -> ModelDefaults:
     for message in found.messages:
         if not isinstance(message, dict) or not all(isinstance(text, str) for text in message.values()):
             raise ValueError("a message is role and content")
+    json.dumps(raw, ensure_ascii=False).encode()  # halves of characters cannot be sent to any engine
     return found
 
 
@@ -235,8 +238,10 @@ def parse_provenance(raw: Any) -> Provenance:
     if not all(isinstance(text, str) for text in (found.base, found.base_digest, found.action, found.tool)):
         raise ValueError("a provenance is of another type")
     numbers = (found.created_unix_s, *_object(found.measured).values())
-    if not all(isinstance(number, int | float) for number in numbers):
+    if not all(isinstance(number, float) or (isinstance(number, int) and abs(number) < _MOST) for number in numbers):
         raise ValueError("a figure is a number")
+    if not 0 <= found.created_unix_s <= _LATEST_UNIX_S:
+        raise ValueError("it was made at no time that a calendar has")
     return found
 
 

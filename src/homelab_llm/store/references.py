@@ -68,6 +68,7 @@ _PACKAGE = re.compile(
     r"#(?P<member>[^#]{1,500})"
 )
 _SHORT = re.compile(rf"{_NAME_PART}(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,63}})?")
+_SECRET = re.compile(r"[^/@\s]*:[^/@\s]*@(?!sha256:)")  # a name and a password before a host
 _MAX_NAME = 255
 
 
@@ -303,7 +304,7 @@ def parse_file(text: str) -> FileReference:
 def _short(text: str) -> CatalogueReference:
     if _SHORT.fullmatch(text.lower()):
         return CatalogueReference(text.lower())
-    shown = text[:60]
+    shown = _SECRET.sub("…@", text)[:60]
     if text.startswith((".", "/", "~")) or text.lower().endswith((".gguf", ".safetensors")):
         raise _invalid(f"not a reference: {shown!r}", f"a file of this machine is file:{shown}")
     if re.fullmatch(rf"{_HUB_PART}/{_HUB_PART}(?:[:@#].*)?", text, re.ASCII):

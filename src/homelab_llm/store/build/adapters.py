@@ -23,6 +23,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 GGUF_NAME = "adapter.gguf"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_RANK = 4096
+_MAX_ALPHA = 1 << 20
 _GGUF_PART = re.compile(r"(?P<tensor>.+)\.lora_(?P<side>[ab])")
 _PEFT_PART = re.compile(r"(?:base_model\.model\.)?(?P<tensor>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
@@ -124,8 +125,8 @@ def _peft_rank(config: Mapping[str, Any]) -> int:
     rank, alpha = config.get("r"), config.get("lora_alpha", config.get("r"))
     if type(rank) is not int or not 0 < rank <= _MAX_RANK:
         raise BadModelFile(f"{PEFT_CONFIG} has no rank from 1 to {_MAX_RANK}")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise BadModelFile(f"lora_alpha in {PEFT_CONFIG} is not a number")
+    if type(alpha) not in (int, float) or not abs(alpha) <= _MAX_ALPHA:
+        raise BadModelFile(f"lora_alpha in {PEFT_CONFIG} is not a number that can be")
     for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
         if config.get(key):
             raise BadModelFile(f"the adapter uses {key}, which is not known here")

@@ -9,7 +9,7 @@ Source: github.com/ollama/ollama, parser/parser.go and docs/modelfile.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +87,11 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
             meant = did_you_mean(keyword, map(str.lower, _TAKERS)).upper().replace("DID YOU MEAN", "did you mean")
             raise fault(f"there is no instruction {shown(keyword)!r}{meant}", line=begun, hint=f"known are {known}")
         head, value = _head(keyword, found[2] or "")
-        while (closed := _unquoted(value)) is None:
+        following = [value]
+        while (closed := _unquoted(following)) is None:
             if at == len(lines):
                 raise fault(f"the quotes of {keyword} are never closed", line=begun, name=keyword.lower())
-            value += "\n" + lines[at]
+            following.append(lines[at])
             at += 1
         yield begun, keyword, head + closed
 
@@ -107,14 +108,16 @@ def _head(keyword: str, rest: str) -> tuple[str, str]:
     return (f"{found[1]} ", found[2] or "") if found else ("", "")
 
 
-def _unquoted(text: str) -> str | None:
-    """The value without its quotes; None when they are not closed yet."""
-    text = text.strip()
+def _unquoted(lines: Sequence[str]) -> str | None:
+    """The value of these lines without its quotes; None when they are not closed yet. Looks at the ends only."""
+    first, last = lines[0].lstrip(), lines[-1].rstrip()
     for quote in (_TRIPLE, '"'):
-        if text.startswith(quote):
-            closed = len(text) >= 2 * len(quote) and text.endswith(quote)
-            return text[len(quote) : -len(quote)] if closed else None
-    return text
+        if first.startswith(quote):
+            text = first.rstrip() if len(lines) == 1 else last
+            if not text.endswith(quote) or (len(lines) == 1 and len(text) < 2 * len(quote)):
+                return None
+            return "\n".join(lines).strip()[len(quote) : -len(quote)]
+    return "\n".join(lines).strip()
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +74,7 @@ def _offered(text: Any) -> Manifest:
     """The manifest of what is offered, read as strictly as one of our own."""
     try:
         content = base64.b64decode(str(text), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise BadManifest("what the other store offers is not a manifest") from error
     digest = Digest.of(content)
     try:

@@ -85,6 +85,7 @@ def _text(content: bytes, role: str) -> str:
 
 def _parameters(content: bytes) -> dict[str, Any]:
     found = read_object(content, "the parameters of the model")
+    _check_characters(found, "parameters")
     if len(found) > _MAX_PARAMETERS:
         raise BadManifest(f"the model has more than {_MAX_PARAMETERS} parameters")
     for name, value in found.items():
@@ -92,6 +93,14 @@ def _parameters(content: bytes) -> dict[str, Any]:
         if not _PARAMETER.fullmatch(name) or not (plain or (name == "stop" and _is_stops(value))):
             raise BadManifest(f"the parameter {name[:40]!r} of the model has a value that cannot be")
     return {name: [value] if name == "stop" and isinstance(value, str) else value for name, value in found.items()}
+
+
+def _check_characters(found: Any, what: str) -> None:
+    """JSON also has halves of characters, which no engine can be sent."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadManifest(f"the {what} of the model hold something that is not text") from error
 
 
 def _is_stops(value: Any) -> bool:
@@ -105,6 +114,7 @@ def _messages(content: bytes) -> tuple[dict[str, str], ...]:
         raise BadManifest("the messages of the model are not JSON") from error
     if not isinstance(found, list) or len(found) > _MAX_MESSAGES:
         raise BadManifest("the messages of the model are not a list")
+    _check_characters(found, "messages")
     out = []
     for message in found:
         role = message.get("role") if isinstance(message, dict) else None

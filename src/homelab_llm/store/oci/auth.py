@@ -7,12 +7,13 @@ Sources: docker/cli config file and credential helpers; containers-auth.json(5).
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.store.oci.hosts import DOCKER_HUB
@@ -76,12 +77,15 @@ def read_auth_file(path: Path) -> dict[str, Any] | None:
         InvalidInput: it cannot be read, or is not JSON; its content is not shown.
     """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
+        with open(path, "rb", opener=_unblocked) as stream:
+            plain = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+            content = stream.read(_MAX_FILE_BYTES + 1) if plain else b"null"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="registry") from error
+        raise InvalidInput(
+            f"{path} cannot be read: {error.strerror}", hint="mend it, or move it away", field="registry"
+        ) from error
     try:
         document = json.loads(content or b"{}") if len(content) <= _MAX_FILE_BYTES else None
     except (ValueError, RecursionError):
@@ -89,6 +93,11 @@ def read_auth_file(path: Path) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise InvalidInput(f"{path} is not a JSON document with credentials", hint="mend it, or move it away")
     return document
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """Open it so that a FIFO at its place does not wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def keys_of(host: str) -> tuple[str, ...]:
@@ -123,11 +132,16 @@ def _inline(entry: Any) -> Credentials | None:
     if isinstance(text := entry.get("auth"), str) and text:
         try:
             username, _, password = base64.b64decode(text, validate=True).decode().rstrip("\0").partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return None
-    name = username if isinstance(username, str) else ""
-    if isinstance(token, str) and token:
+    name = username if is_text(username) else ""
+    if token and is_text(token):
         return Credentials(name, identity_token=token)
-    if name and isinstance(password, str) and password:
+    if name and password and is_text(password):
         return Credentials(name, password)
     return None
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether it is text that can be sent; JSON also has halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPTED = (MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_TAGS = 10_000
 _TAGS_PER_PAGE = 1_000
 
@@ -381,10 +383,10 @@ def open_registry(
 
 def _tags(content: bytes, host: str) -> list[str]:
     try:
-        found: Any = json.loads(content)["tags"]
+        found: Any = list(json.loads(content)["tags"] or ())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceUnavailable(f"{host} answered with a list of tags that cannot be read") from error
-    return [tag for tag in found or [] if isinstance(tag, str) and len(tag) <= 128]
+    return [tag for tag in found if isinstance(tag, str) and _TAG.fullmatch(tag)]
 
 
 def _next(link: str) -> str:

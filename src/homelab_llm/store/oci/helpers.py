@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.store.oci.auth import Credentials, host_of_key
+from homelab_llm.store.oci.auth import Credentials, host_of_key, is_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOKEN_USER = "<token>"  # noqa: S105 — says that the secret is an identity token
@@ -49,7 +49,7 @@ def stored_by(helper: str, key: str, environ: Mapping[str, str]) -> Credentials 
         username, secret = document.get("Username", ""), document["Secret"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"docker-credential-{helper} answered something else than credentials") from error
-    if not isinstance(username, str) or not isinstance(secret, str) or not secret:
+    if not is_text(username) or not is_text(secret) or not secret:
         return None
     return Credentials(identity_token=secret) if username == _TOKEN_USER else Credentials(username, secret)
 

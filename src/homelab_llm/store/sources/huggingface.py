@@ -148,7 +148,7 @@ class HuggingFaceSource:
         if not isinstance(path, str) or type(size) is not int or size < 0:
             raise SourceUnavailable(f"the hub lists a file of hf:{repo} without name or size")
         digest = Digest.parse(f"sha256:{lfs.get('oid')}") if isinstance(lfs, dict) else None
-        address = f"{self._endpoint}/{repo}/resolve/{commit}/{quote(path)}"
+        address = f"{self._endpoint}/{repo}/resolve/{commit}/{quote(path, errors='replace')}"
         xet_hash = entry.get("xetHash")
         if isinstance(xet_hash, str) and _XET_HASH.fullmatch(xet_hash) and size >= self._xet_least_bytes:
             self._xet_files[address] = XetFile(repo, commit, xet_hash, size)
