@@ -104,7 +104,6 @@ def test_a_busy_hub_is_asked_again(hub: FakeHub, settings: Settings) -> None:
         "/etc/model.safetensors",
         "a\\model.safetensors",
         "model\n.safetensors",
-        "\ud800.safetensors",
     ],
 )
 def test_a_file_name_that_leaves_the_model_never_gets_through(hub: FakeHub, settings: Settings, path: str) -> None:
@@ -197,3 +196,15 @@ def test_the_hub_of_the_environment_counts_unless_one_is_set(settings: Settings)
     environ = {"HF_ENDPOINT": "https://mirror.example/"}
     assert PullSettings(environ=environ).hub == "https://mirror.example"
     assert settings(environ=environ).hub != "https://mirror.example"
+
+
+@pytest.mark.requirement("R-S1")
+def test_a_file_name_with_half_a_character_is_refused(hub: FakeHub, settings: Settings) -> None:
+    listed = [
+        {"type": "file", "path": path, "size": 1, "oid": "0" * 40} for path in ("\ud800.safetensors", "config.json")
+    ]
+    hub.pages["/api/models/Org/Half/revision/main"] = (200, {}, json.dumps({"sha": "a" * 40}).encode())
+    hub.pages[f"/api/models/Org/Half/tree/{'a' * 40}"] = (200, {}, json.dumps(listed).encode())
+    with pytest.raises(HomelabError) as caught:
+        resolved("hf:Org/Half", settings())
+    assert caught.value.code == "invalid_name"
