@@ -95,7 +95,7 @@ def hash_memory(threads: int, total_bytes: int) -> float:
     return each * threads * len(block) / (time.perf_counter() - started)
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_verify_is_as_fast_as_the_processors_hash(full: bool, figure: Note, tmp_path: Path) -> None:
     files, size = (16, 256 << 20) if full else (4, 8 << 20)
     store = ModelStore(tmp_path / "store")

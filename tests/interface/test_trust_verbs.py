@@ -39,7 +39,7 @@ def blob(store: ModelStore, name: str) -> Path:
     return next(iter(store.resolve(name).files.values()))
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_verify_names_what_is_damaged_and_the_command_that_mends_it(mlxctl: Mlxctl, store: ModelStore) -> None:
     assert "whole: 1 model" in ask(mlxctl, "verify", "--store").out
     flip_a_bit(blob(store, "mine:1"))
@@ -57,7 +57,7 @@ def test_verify_wants_names_or_the_whole_store(mlxctl: Mlxctl, store: ModelStore
     ask(mlxctl, "verify", "absent", code=4)
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_repair_mends_what_has_a_source_and_says_what_cannot_be_mended(
     mlxctl: Mlxctl, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def blob(store: ModelStore) -> Path:
     return next(iter(store.resolve("tiny:1").files.values()))
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 @pytest.mark.parametrize("damaging", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_model_is_refused_with_the_command_that_mends_it(
     daemon: Daemon, store: ModelStore, source: Path, damaging: Damaging
@@ -59,7 +59,7 @@ def test_a_damaged_model_is_refused_with_the_command_that_mends_it(
     assert ask(daemon)[0] == 200
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_what_verify_found_is_refused_at_once(daemon: Daemon, store: ModelStore) -> None:
     flip_a_bit(blob(store))
     assert not verify(ModelStore(store.root)).ok
@@ -81,7 +81,7 @@ def test_a_touched_model_is_hashed_once_and_loads(daemon: Daemon, store: ModelSt
     assert store.layout.verified.read_bytes() == known
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_after_a_crash_of_the_daemon_nothing_is_believed_and_after_its_end_everything(
     daemon: Daemon, store: ModelStore
 ) -> None:

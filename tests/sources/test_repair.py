@@ -55,7 +55,7 @@ def again(store: ModelStore) -> ModelStore:
     return ModelStore(store.root)
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 @pytest.mark.parametrize("damaging", DAMAGES.values(), ids=DAMAGES)
 def test_only_the_damaged_blob_is_fetched(
     store: ModelStore, hub: FakeHub, settings: Settings, model: StoredModel, damaging: Damaging
@@ -74,7 +74,7 @@ def test_only_the_damaged_blob_is_fetched(
     assert store.resolve("mended:1") == model
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 @pytest.mark.parametrize("damaging", [*DAMAGES.values()][: None if FULL else 1])
 def test_the_real_model_is_mended(
     store: ModelStore, settings: Settings, smollm2_gguf: Path, damaging: Damaging

@@ -115,6 +115,6 @@ class DamageMachine(RuleBasedStateMachine):
             assert bad <= {Digest.of(content) for content in self.broken}
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_whatever_is_damaged_is_found_and_mended_in_whatever_order() -> None:
     run_state_machine_as_test(DamageMachine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None))

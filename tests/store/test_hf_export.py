@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 
+from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import HomelabError
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
@@ -58,6 +59,15 @@ def test_a_folder_appears_whole_under_the_name_that_is_given(
     again = export_to_cache(model, cache, "me/mine")
     assert (again.commit, again.links, again.kept) == (done.commit, 0, done.links)
     assert [(m.repo_id, m.commit) for m in read_cache(cache).models] == [("me/mine", done.commit)]
+
+
+def test_what_was_known_to_be_good_needs_no_hash_after_an_export(
+    store: ModelStore, from_hub: StoredModel, cache: Path
+) -> None:
+    digests = [Digest(path.name) for path in from_hub.files.values()]
+    assert [store.verification.verdict(digest) for digest in digests] == ["good"]
+    export_to_cache(from_hub, cache, verification=store.verification)
+    assert [store.verification.verdict(digest) for digest in digests] == ["good"]
 
 
 def test_removing_the_repository_from_the_cache_leaves_the_store_alone(from_hub: StoredModel, cache: Path) -> None:

@@ -36,7 +36,7 @@ def told(store: ModelStore, names: Sequence[str] | None = None) -> list[tuple[st
     return [(damage.model, damage.file) for damage in verify(store, names).damages]
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_a_whole_store_verifies(store: ModelStore, model: StoredModel) -> None:
     report = verify(store)
     assert report.ok
@@ -45,7 +45,7 @@ def test_a_whole_store_verifies(store: ModelStore, model: StoredModel) -> None:
     assert report.bytes_hashed >= model.size_bytes
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 @pytest.mark.parametrize("damaging", DAMAGES.values(), ids=DAMAGES)
 def test_what_is_damaged_is_named_by_model_and_file(
     store: ModelStore, add: Add, model: StoredModel, damaging: Damaging
@@ -143,7 +143,7 @@ def hashed(store: ModelStore, model: StoredModel) -> list[float]:
     return seen
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 def test_a_model_is_hashed_once_and_not_before_every_load(store: ModelStore, model: StoredModel) -> None:
     assert hashed(store, model) == []  # it was hashed while it came in
     assert hashed(ModelStore(store.root), model) == []  # another process knows it too
@@ -165,7 +165,7 @@ def test_what_changed_or_is_doubted_is_hashed_again_once(store: ModelStore, mode
     assert hashed(store, model) == []
 
 
-@pytest.mark.requirement("R-M4")
+@pytest.mark.requirement("R-M4", "B-9")
 @pytest.mark.parametrize("damaging", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_model_is_told_before_it_is_loaded(store: ModelStore, model: StoredModel, damaging: Damaging) -> None:
     store.verification.distrust()

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab_llm.core.atomic import write_atomic
-from homelab_llm.core.digests import CHUNK_BYTES
+from homelab_llm.core.digests import CHUNK_BYTES, Digest
 from homelab_llm.core.errors import Conflict, InvalidName
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.file_names import check_file_names, is_weight
 from homelab_llm.store.inspect.regular import open_regular
+from homelab_llm.store.verification import FileState, Verification
 
 FAILPOINTS = ("hf_export.linked", "hf_export.snapshot", "hf_export.listed")
 """Killed at any of them, the same export completes what is there; ``refs/main`` comes last."""
@@ -51,11 +52,14 @@ class Exported:
     symbolic: bool
 
 
-def export_to_cache(model: StoredModel, cache: Path, repo_id: str = "") -> Exported:
+def export_to_cache(
+    model: StoredModel, cache: Path, repo_id: str = "", *, verification: Verification | None = None
+) -> Exported:
     """Make ``model`` visible in the cache at ``cache``; reads small files once, and copies nothing.
 
     Args:
         repo_id: under which repository; empty = the one on the hub it came from.
+        verification: of the store; a link changes a file's time of change, and what was known to be good stays so.
 
     Raises:
         InvalidName: no repository is known and none was given, or it is outside the hub's grammar.
@@ -78,7 +82,14 @@ def export_to_cache(model: StoredModel, cache: Path, repo_id: str = "") -> Expor
         names = {"model.gguf": origin["file"]}  # what tools will ask for
     check_file_names(names.values())
     place = cache / f"models--{repo.replace('/', '--')}"
-    return _Export(place, repo, commit).run({names[name]: blob for name, blob in model.files.items()}, whole=not own)
+    export = _Export(place, repo, commit)
+    good = [Digest(blob.name) for blob in set(model.files.values())]
+    good = [digest for digest in good if verification is not None and verification.verdict(digest) == "good"]
+    done = export.run({names[name]: blob for name, blob in model.files.items()}, whole=not own)
+    if verification is not None and done.links:
+        blobs = {blob.name: blob for blob in model.files.values()}
+        verification.note([(d, FileState.of(blobs[d.hex].lstat()), "good") for d in good])
+    return done
 
 
 @dataclass(slots=True)

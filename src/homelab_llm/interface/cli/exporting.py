@@ -33,7 +33,8 @@ def export(invocation: Invocation, model: str, cache: str, repo_id: str) -> None
     from homelab_llm.store.hf_export import export_to_cache
 
     place = Path(cache).expanduser().absolute() if cache else hub_cache(invocation.environ)
-    done = export_to_cache(invocation.store.resolve(model), place, repo_id)
+    found, known = invocation.store.resolve(model), invocation.store.verification
+    done = export_to_cache(found, place, repo_id, verification=known)
     kind = "symbolic links; they end with the model" if done.symbolic else "hard links"
     data = {**asdict(done), "snapshot": str(done.snapshot)}
     invocation.output.result(data, f"{done.repo_id} is in {place} ({done.links} new {kind}, {done.kept} there already)")
