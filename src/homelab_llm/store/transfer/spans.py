@@ -41,8 +41,9 @@ class Span:
     busy: bool = False
 
     def speed(self, now_s: float, prior_bytes_per_s: float) -> float:
-        """Bytes per second so far; a span that has just begun is believed to be as fast as ``prior_bytes_per_s``."""
-        return (self.at - self.start + prior_bytes_per_s) / (now_s - self.since_s + 1.0)
+        """Bytes per second so far; in its first second it is believed to be as fast as ``prior_bytes_per_s``."""
+        elapsed_s = now_s - self.since_s
+        return prior_bytes_per_s if elapsed_s < 1.0 else max(1.0, self.at - self.start) / elapsed_s
 
 
 class Spans:
