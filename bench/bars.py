@@ -31,6 +31,7 @@ def _tests() -> Iterator[Figure]:
         "tests/registry",
         "tests/sources",
         "tests/store",
+        "tests/transfer",
     ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "HOMELAB_SIZE": "full"}, check=False)
     yield Figure("bars.tests", float(done.returncode == 0), "green", "= 1")

@@ -59,7 +59,7 @@ def test_fifty_pulls_of_one_model_are_one_download(
     for thread in threads:
         thread.join()
     assert [process.wait(60) for process in processes] == [0] * in_processes
-    assert hub.file_bytes_sent == len(content)
+    assert hub.file_bytes_sent < 2 * len(content)  # the rest of a slow connection may have been taken over
     assert len(stages) == in_threads
     assert sum("waiting" in seen for seen in stages) >= in_threads - 2
     assert max(seen_bytes) > 0

@@ -21,7 +21,7 @@ ENOUGH_BYTES_PER_S = 600e6
 """As fast as disks write and hashes follow: where the connections make that, a further one only takes their time."""
 
 _LASTS_S = 3.0
-_WORTH_S = 2.0
+_WORTH_S = 4.0
 _FAR_SLOWER = 4.0
 
 
