@@ -23,7 +23,8 @@ class Task:
     """One file. All methods are called under the lock of the download that owns it.
 
     ``in_parts``: whether several connections may fetch parts of it; None until the first reply tells. ``validator`` is
-    that of the bytes which are here. ``news`` wakes who hashes.
+    that of the bytes which are here. ``width`` is how many connections its server bears: halved when it is too busy,
+    one more for each reply. ``news`` wakes who hashes.
     """
 
     file: RemoteFile
@@ -89,6 +90,7 @@ class Task:
                 return None
             return None if opened.ranged else self.spans.claim_all(0, now_s)
         self.validator = opened.validator
+        self.width += 1
         if self.in_parts is None:
             self.in_parts = opened.ranged and bool(self.promised or opened.validator)
             if not self.in_parts and span.stop != self.size_bytes:
@@ -105,19 +107,19 @@ class Task:
         """A connection failed. Goes on as long as bytes keep coming, from any of them.
 
         Raises:
-            SourceUnavailable: too often nothing came.
+            SourceUnavailable: too often nothing came, and nobody else is at it.
         """
-        if error.facts.get("status") in _BUSY:
-            self.width = max(1, min(self.width, len(self.spans.active) + 1) // 2)
-        if now_s < self.retry_at_s:
-            return  # others failed at the same moment
-        self.fruitless = 0 if self.there_bytes > self.most_bytes else self.fruitless + 1
-        self.most_bytes = max(self.most_bytes, self.there_bytes)
+        if now_s >= self.retry_at_s:  # else others failed at the same moment
+            if error.facts.get("status") in _BUSY:
+                self.width = max(1, min(self.width, len(self.spans.active) + 1) // 2)
+            self.fruitless = 0 if self.there_bytes > self.most_bytes else self.fruitless + 1
+            self.most_bytes = max(self.most_bytes, self.there_bytes)
+            pause_s = backoff_s * 2**self.fruitless * random.uniform(0.5, 1.5)  # noqa: S311
+            self.retry_at_s = now_s + min(_LONGEST_PAUSE_S, pause_s)
         asked = error.facts.get("retry_after_s")
-        if self.fruitless >= _FRUITLESS_ATTEMPTS or (isinstance(asked, int | float) and asked > MAX_RETRY_AFTER_S):
+        patient = not isinstance(asked, int | float) or asked <= MAX_RETRY_AFTER_S
+        if not self.spans.active and (self.fruitless >= _FRUITLESS_ATTEMPTS or not patient):
             raise error
-        pause_s = backoff_s * 2**self.fruitless * random.uniform(0.5, 1.5)  # noqa: S311
-        self.retry_at_s = now_s + min(_LONGEST_PAUSE_S, pause_s)
 
     @property
     def promised(self) -> bool:
