@@ -139,3 +139,38 @@ def test_export_puts_a_model_where_other_tools_look(
     assert (done["repo_id"], done["links"], Path(done["snapshot"]).parents[2]) == ("me/tiny", 1, tmp_path / "usual")
     other = mlxctl("export", "tiny:1", "--hf-cache", str(tmp_path / "other"), "--as", "me/tiny")
     assert (other.code, (tmp_path / "other" / "models--me--tiny").is_dir()) == (0, True)
+
+
+def test_a_model_is_shown_in_one_way_at_a_time_and_a_missing_template_is_an_error(mlxctl: Mlxctl, tiny: str) -> None:
+    both = mlxctl("show", tiny, "--template", "--files", "--json")
+    assert both.code == 2
+    assert both.json()["error"]["message"] == "--template and --files exclude each other"
+    shown = mlxctl("show", tiny, "--json").json()
+    template = mlxctl("show", tiny, "--template", "--json")
+    assert template.code == (0 if shown["facts"]["chat_template"] else 3)
+
+
+def test_an_embedding_model_is_followed_by_a_load_not_by_a_chat(mlxctl: Mlxctl, minilm_folder: Path) -> None:
+    assert mlxctl("import", str(minilm_folder), "minilm").out.strip().endswith("try: mlxctl load minilm:latest")
+    none = mlxctl("show", "minilm", "--template", "--json")
+    assert (none.code, none.json()["error"]["hint"]) == (3, "mlxctl template show minilm:latest")
+
+
+def test_a_name_that_is_nearly_right_leads_to_the_list(mlxctl: Mlxctl, tiny: str) -> None:
+    wrong = mlxctl("show", tiny.partition(":")[0][:-1], "--json").json()["error"]
+    assert wrong["code"] == "model_not_found"
+    assert wrong["hint"] == "mlxctl list"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("mlxctl quantize a b q8", {"q8_0"}),
+        ("mlxctl convert a b --to mlx --type mixed_4", {"mixed_4_6"}),
+        ("mlxctl jobs list --kind pu", {"pull", "push"}),
+        ("mlxctl push a o", {"oci://"}),
+    ],
+)
+def test_completion_offers_types_kinds_and_targets(mlxctl: Mlxctl, typed: str, offered: set[str]) -> None:
+    environ = {"_MLXCTL_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    assert {line.partition(",")[2] for line in mlxctl(environ=environ).out.split()} == offered

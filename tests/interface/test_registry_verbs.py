@@ -13,6 +13,7 @@ import pytest
 
 from homelab_llm.core.paths import Home
 from homelab_llm.testing.database import ready_database
+from homelab_llm.testing.models import write_fake_model
 from homelab_llm.testing.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -152,6 +153,14 @@ def test_fields_are_set_and_taken_back(mlxctl: Mlxctl) -> None:
     entry = kept(mlxctl)["a"]
     assert "flags" not in entry
     assert (entry["port"], entry["repo_id"]) == (None, "123")
+
+
+def test_a_stored_model_without_an_entry_gets_one(mlxctl: Mlxctl, home: Home) -> None:
+    assert mlxctl("import", str(write_fake_model(home.root / "a.gguf")), "tiny").code == 0
+    assert kept(mlxctl) == {}
+    assert mlxctl("registry", "set", "tiny", "chat_template=chatml").code == 0
+    assert [entry["chat_template"] for entry in kept(mlxctl).values()] == ["chatml"]
+    assert mlxctl("registry", "set", "other", "chat_template=chatml").code == 4
 
 
 def test_a_wrong_field_is_not_set(mlxctl: Mlxctl) -> None:

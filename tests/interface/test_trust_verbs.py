@@ -73,7 +73,7 @@ def test_repair_mends_what_has_a_source_and_says_what_cannot_be_mended(
         assert "tiny:1 is whole again" in done.out
         assert "mlxctl import PATH mine:1" in done.err
         assert "mlxctl import" in ask(mlxctl, "repair", "mine:1", code=exit_codes.FAILED).err
-    ask(mlxctl, "repair", code=3)
+    ask(mlxctl, "repair", code=exit_codes.USAGE)
     ask(mlxctl, "rm", "-y", "mine:1")
     assert "nothing is damaged" in ask(mlxctl, "repair", "--all").out
 

@@ -340,7 +340,7 @@ class ModelStore:
                 self._closest[shown] = closest
         return ModelNotFound(
             f"no model {shown} in the store" + (f"; did you mean {' or '.join(closest)}?" if closest else ""),
-            hint="mlxctl list" if bare or ref.digest else f"mlxctl pull {shown}",
+            hint="mlxctl list" if bare or ref.digest or closest else f"mlxctl pull {shown}",
             model=shown,
             closest=closest,
         )

@@ -108,7 +108,8 @@ def _handle(line: bytes, number: int) -> Handle:
     try:
         _, value = decode(line)
     except RegistryInvalid as error:
-        raise RegistryInvalid(f"line {number}: {error.message}", hint=error.hint, line=number) from error
+        words = error.message.removeprefix("line 1: ")  # a handle is one line, and the decoder counts from it
+        raise RegistryInvalid(f"line {number}: {words}", hint=error.hint, line=number) from error
     if not isinstance(value, dict):
         raise _wrong(number, "", "not an object")
     if unknown := sorted(value.keys() - set(_FIELDS)):

@@ -76,7 +76,7 @@ class RegistryState:
 
         closest = difflib.get_close_matches(text, [*self.entries, *self._by_model], n=3)
         shown = text[:60].encode("unicode_escape").decode("ascii")
-        hint = f"did you mean {' or '.join(closest)}?" if closest else "mlxctl registry export - shows what is there"
+        hint = f"did you mean {' or '.join(closest)}?" if closest else "mlxctl registry export -"
         raise ModelNotRegistered(f"{shown} is not in the registry", hint=hint, closest=closest or None)
 
     def port_of(self, slug: str) -> int | None:

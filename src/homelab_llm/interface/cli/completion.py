@@ -86,6 +86,28 @@ def job_ids(context: click.Context, _parameter: click.Parameter, incomplete: str
     ]
 
 
+def job_kinds(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The kinds of long work."""
+    from homelab_llm.ops.jobs.kinds import KINDS
+
+    return [CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
+
+
+def weight_types(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """How weights may be stored: of the format that ``--to`` names, else of all."""
+    from homelab_llm.ops.conversion.plan import TYPES
+
+    target = context.params.get("to")
+    kinds = dict.fromkeys(kind for to, kinds in TYPES.items() if target in (None, to) for kind in kinds)
+    return [CompletionItem(kind) for kind in kinds if kind.startswith(incomplete.lower())]
+
+
+def targets(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """How the places begin that a model can be pushed to."""
+    named = (("oci://", "an OCI registry"), ("hf:", "the hub"))
+    return [CompletionItem(start, help=text) for start, text in named if start.startswith(incomplete)]
+
+
 def _slots(invocation: Invocation) -> list[dict[str, Any]]:
     """The daemon's slots, else those the settings describe; none on any trouble."""
     try:

@@ -14,7 +14,7 @@ from homelab_llm.core.errors import Cancelled
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
-from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.completion import model_names, weight_types
 from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.models import summary
@@ -37,7 +37,14 @@ _FORCE = click.option("--force", is_flag=True, help="Also what is quantized alre
 @click.argument("model", shell_complete=model_names)
 @click.argument("newname")
 @click.option("--to", type=click.Choice(["gguf", "mlx", "safetensors"]), required=True, help="The format.")
-@click.option("--type", "kind", default="", metavar="TYPE", help="f16, q8_0, q4_0, … or 4bit, 8bit, mixed_3_6, …")
+@click.option(
+    "--type",
+    "kind",
+    default="",
+    metavar="TYPE",
+    shell_complete=weight_types,
+    help="f16, q8_0, q4_0, … or 4bit, 8bit, mixed_3_6, …",
+)
 @_TEXT
 @_TOKENS
 @_NO_MEASURE
@@ -62,7 +69,7 @@ def convert(
 @verb("quantize")
 @click.argument("model", shell_complete=model_names)
 @click.argument("newname")
-@click.argument("kind", metavar="TYPE")
+@click.argument("kind", metavar="TYPE", shell_complete=weight_types)
 @_TEXT
 @_TOKENS
 @_NO_MEASURE

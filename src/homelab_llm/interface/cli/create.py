@@ -14,7 +14,7 @@ from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
-from homelab_llm.interface.cli.models import summary
+from homelab_llm.interface.cli.models import next_step, resolve_or_none, summary
 
 if TYPE_CHECKING:
     from homelab_llm.store.build.spec import ModelSpec
@@ -44,15 +44,16 @@ def create(invocation: Invocation, name: str | None, path: Path | None, base: st
     spec = replace(spec, base=base) if base else spec
     if not (name := name or spec.name):
         raise InvalidModelSpec("the model has no name", hint=f"mlxctl create NAME -f {path}", field="name")
+    before = resolve_or_none(invocation, name)
     model = _create(invocation, spec, ModelRef.parse(name), path, is_modelfile)
     shown = summary(model)
     if invocation.output.json:
         invocation.output.event({"status": "done", "model": shown})
         return
+    if before and before.digest != model.digest:
+        invocation.output.note(f"{model.name} was {before.digest.short} until now")
     size = format_bytes(model.size_bytes)
-    invocation.output.result(
-        {}, f"created {model.name} from {model.provenance.base} ({size}); try: mlxctl run {model.name}"
-    )
+    invocation.output.result({}, f"created {model.name} from {model.provenance.base} ({size}); try: {next_step(model)}")
     _warn_if_nothing_runs_it(invocation, model)
 
 

@@ -11,7 +11,7 @@ import click
 
 from homelab_llm.core.errors import Cancelled, DaemonUnavailable, JobFailed, error_of
 from homelab_llm.core.units import format_bytes, format_duration
-from homelab_llm.interface.cli.completion import job_ids
+from homelab_llm.interface.cli.completion import job_ids, job_kinds
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.lazy import LazyGroup
 
@@ -48,7 +48,7 @@ def jobs() -> None:
 
 @verb("list")
 @click.option("--all", "whole", is_flag=True, help="Also those that are over, the newest 1000.")
-@click.option("--kind", help="Only this kind: pull, push, convert, …")
+@click.option("--kind", shell_complete=job_kinds, help="Only this kind: pull, push, convert, …")
 def list_(invocation: Invocation, whole: bool, kind: str | None) -> None:
     """List the jobs that are queued or running, newest first."""
     path = "/admin/jobs?limit=1000" + ("" if whole else "&state=queued,running") + (f"&kind={kind}" if kind else "")

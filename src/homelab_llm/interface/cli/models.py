@@ -34,6 +34,12 @@ def summary(model: StoredModel) -> dict[str, Any]:
     }
 
 
+def next_step(model: StoredModel) -> str:
+    """The command a person types next: a model that makes no text cannot be run, only served."""
+    talks = not model.facts.capabilities or {"chat", "completion"} & set(model.facts.capabilities)
+    return f"mlxctl run {model.name}" if talks else f"mlxctl load {model.name}"
+
+
 @verb("rm")
 @click.argument("models", nargs=-1, required=True, shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
@@ -88,7 +94,7 @@ def import_(invocation: Invocation, path: Path, name: str) -> None:
             path, reference, progress=lambda done, total: progress.update("copy", done, total)
         )
     invocation.output.result(
-        summary(model), f"imported {model.name} ({format_bytes(model.size_bytes)}); try: mlxctl run {model.name}"
+        summary(model), f"imported {model.name} ({format_bytes(model.size_bytes)}); try: {next_step(model)}"
     )
 
 

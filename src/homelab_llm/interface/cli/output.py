@@ -120,7 +120,7 @@ class Output:
 
     def raw(self, text: str) -> None:
         """Our own text as it is: a completion script, a rendered unit."""
-        self._print(text, end="" if text.endswith("\n") else "\n")
+        self._print(text, end="" if not text or text.endswith("\n") else "\n")
 
     # --- beside the result --------------------------------------------------------------------------------
 

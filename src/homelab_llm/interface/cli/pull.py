@@ -17,7 +17,7 @@ from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli.completion import references, slot_names
 from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
-from homelab_llm.interface.cli.models import resolve_or_none, summary
+from homelab_llm.interface.cli.models import next_step, resolve_or_none, summary
 
 if TYPE_CHECKING:
     from homelab_llm.store.progress import JobProgress
@@ -85,7 +85,7 @@ def say_pulled(invocation: Invocation, model: StoredModel) -> None:
         invocation.output.event({"status": "done", "model": summary(model)})
         return
     size = format_bytes(model.size_bytes)
-    invocation.output.result({}, f"{model.name} is in the store ({size}); try: mlxctl run {model.name}")
+    invocation.output.result({}, f"{model.name} is in the store ({size}); try: {next_step(model)}")
 
 
 def fetch(

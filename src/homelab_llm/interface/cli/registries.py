@@ -15,7 +15,7 @@ import click
 
 from homelab_llm.core.errors import Cancelled, InvalidInput
 from homelab_llm.core.units import format_bytes
-from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.completion import model_names, targets
 from homelab_llm.interface.cli.detached import detach, order
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.pull import show_progress
@@ -83,7 +83,7 @@ def logout(invocation: Invocation, host: str) -> None:
 
 @verb("push")
 @click.argument("model", shell_complete=model_names)
-@click.argument("target")
+@click.argument("target", shell_complete=targets)
 @detach
 def push(invocation: Invocation, model: str, target: str, detach: bool) -> None:
     """Copy MODEL to a registry, oci://HOST/NAME:TAG, or to the hub, hf:ORG/NAME.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from homelab_llm.interface.cli.completion import model_names
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.lazy import LazyGroup
 
@@ -181,10 +182,10 @@ def validate(invocation: Invocation, file: str) -> None:
 
 
 @verb("set")
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @click.argument("fields", metavar="FIELD=VALUE...", nargs=-1, required=True)
 def set_(invocation: Invocation, model: str, fields: tuple[str, ...]) -> None:
-    """Set fields of the entry of MODEL; `FIELD=` takes a field back.
+    """Set fields of the entry of MODEL; `FIELD=` takes a field back. A stored model without an entry gets one.
 
     VALUE is text, or JSON where a field holds no text: `context_length=8192`, `flags=["--mlock"]`, `port=8101`.
     """
@@ -195,6 +196,7 @@ def set_(invocation: Invocation, model: str, fields: tuple[str, ...]) -> None:
     slots = invocation.settings.slots.table()
 
     def move(state: RegistryState) -> RegistryState:
+        state = _with_stored(invocation, state, model)
         entry = state.find(model)
         held = write_entry(entry, {"port": state.port_of(entry.slug)})
         document = document_of({entry.slug: _with(held, fields)}, slots)
@@ -202,6 +204,20 @@ def set_(invocation: Invocation, model: str, fields: tuple[str, ...]) -> None:
 
     with invocation.registry() as kept:
         say_changes(invocation, take(invocation, kept, move))
+
+
+def _with_stored(invocation: Invocation, state: RegistryState, model: str) -> RegistryState:
+    """With an entry for a model that is stored and has none; else as it is."""
+    from homelab_llm.core.errors import ModelNotRegistered
+    from homelab_llm.inference.controller.entries import registered
+    from homelab_llm.interface.cli.models import resolve_or_none
+
+    try:
+        state.find(model)
+    except ModelNotRegistered:
+        stored = resolve_or_none(invocation, model)
+        return registered(state, stored) if stored else state
+    return state
 
 
 def _with(held: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

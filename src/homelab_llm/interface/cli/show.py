@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,13 +25,17 @@ _TEMPLATES = {"model": "its own, in place of the files'", "catalogue": "the cata
 
 @verb("show")
 @click.argument("model", shell_complete=model_names)
-@click.option("--template", "part", flag_value="template", help="Print the chat template only.")
-@click.option("--modelfile", "part", flag_value="modelfile", help="Print it as an Ollama Modelfile.")
-@click.option("--spec", "part", flag_value="spec", help="Print the ModelSpec that makes it again.")
-@click.option("--licence", "part", flag_value="licence", help="Print the licence.")
-@click.option("--files", "part", flag_value="files", help="List its files with sizes and where they lie.")
-def show(invocation: Invocation, model: str, part: str | None) -> None:
+@click.option("--template", is_flag=True, help="Print the chat template only.")
+@click.option("--modelfile", is_flag=True, help="Print it as an Ollama Modelfile.")
+@click.option("--spec", is_flag=True, help="Print the ModelSpec that makes it again.")
+@click.option("--licence", is_flag=True, help="Print the licence.")
+@click.option("--files", is_flag=True, help="List its files with sizes and where they lie.")
+def show(invocation: Invocation, /, model: str, **parts: bool) -> None:
     """Say everything about MODEL: facts, memory, the engine that will run it here and why, defaults, origin."""
+    asked = [name for name, wanted in parts.items() if wanted]
+    if len(asked) > 1:
+        raise click.UsageError(" and ".join(f"--{name}" for name in asked) + " exclude each other")
+    part = asked[0] if asked else None
     found = invocation.store.resolve(model)
     if part == "files":
         _files(invocation, found)
@@ -48,6 +53,10 @@ def show(invocation: Invocation, model: str, part: str | None) -> None:
 def _part(model: StoredModel, part: str) -> str:
     """One part as text."""
     if part == "template":
+        if not model.facts.chat_template:
+            raise InvalidInput(
+                f"{model.name} brings no chat template", hint=f"mlxctl template show {model.name}", field="template"
+            )
         return model.facts.chat_template
     from homelab_llm.store.build.create import spec_of
 
@@ -123,7 +132,7 @@ def _shown(model: StoredModel, foretold: Foretold, report: ScanReport) -> Iterat
         "name": model.name,
         "digest": str(model.digest),
         "source": model.source,
-        "pulled from": model.pulled_from,
+        "pulled from": model.pulled_from if model.pulled_from != model.source else "",
         "size": format_bytes(model.size_bytes),
         "format": f"{facts.format} {facts.quantization}".strip(),
         "architecture": facts.architecture,
@@ -144,6 +153,10 @@ def _shown(model: StoredModel, foretold: Foretold, report: ScanReport) -> Iterat
     for name, value in pairs.items():
         if value:
             yield f"{name:16}{' '.join(value.split())}"
+
+
+def _words(value: object) -> str:
+    return " or ".join(map(json.dumps, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _engine_words(foretold: Foretold) -> str:
@@ -168,7 +181,9 @@ def _default_words(model: StoredModel) -> dict[str, str]:
     defaults = model.defaults
     lost = without_effect(defaults.parameters)
     return {
-        "defaults": ", ".join(f"{name} {value}" for name, value in defaults.parameters.items() if name not in lost),
+        "defaults": ", ".join(
+            f"{name} {_words(value)}" for name, value in defaults.parameters.items() if name not in lost
+        ),
         "without effect": ", ".join(lost) + " (made for another runtime)" if lost else "",
         "system": defaults.system[:200],
         "examples": f"{len(defaults.messages)} messages" if defaults.messages else "",

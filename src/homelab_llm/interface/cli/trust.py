@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from homelab_llm.core.errors import Cancelled, HomelabError, InvalidInput
+from homelab_llm.core.errors import Cancelled, HomelabError
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli import exit_codes
@@ -66,7 +66,7 @@ def repair(invocation: Invocation, models: tuple[str, ...], every: bool) -> int:
     Damaged bytes are replaced when the right ones are here and proven. Exit code 1 when a model could not be repaired.
     """
     if bool(models) == every:
-        raise InvalidInput("name models, or --all", hint="mlxctl repair MODEL", field="models")
+        raise click.UsageError("MODELS or --all is needed" if not every else "MODELS and --all exclude each other")
     names = [str(ModelRef.parse(name)) for name in models] if models else _damaged(invocation)
     failed: list[HomelabError] = []
     done = []

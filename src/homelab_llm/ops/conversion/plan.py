@@ -64,7 +64,7 @@ def target_of(kind: str) -> Target:
         return "gguf"
     if kind in MLX_BITS:
         return "mlx"
-    raise InvalidInput(f"there is no type {kind[:40]!r}", hint=f"one of {', '.join([*GGUF_BITS, *MLX_BITS])}")
+    raise InvalidInput(f"there is no type {kind[:40]!r}", hint=f"one of {', '.join(GGUF_BITS | MLX_BITS)}")
 
 
 def plan(model: StoredModel, to: Target, kind: str, *, force: bool) -> list[Step]:

@@ -9,7 +9,7 @@ Source: github.com/ollama/ollama, parser/parser.go and docs/modelfile.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,7 @@ def _head(keyword: str, rest: str) -> tuple[str, str]:
     return (f"{found[1]} ", found[2] or "") if found else ("", "")
 
 
-def _unquoted(lines: Sequence[str]) -> str | None:
+def _unquoted(lines: list[str]) -> str | None:
     """The value of these lines without its quotes; None when they are not closed yet. Looks at the ends only."""
     first, last = lines[0].lstrip(), lines[-1].rstrip()
     for quote in (_TRIPLE, '"'):
@@ -265,7 +265,7 @@ def _quoted(what: str, text: str) -> str:
     for quote in ("", _TRIPLE, '"') if "\n" in text else ("", '"', _TRIPLE):
         written = f"{quote}{text}{quote}"
         lines = written.split("\n")
-        early = any(_unquoted("\n".join(lines[:count])) is not None for count in range(1, len(lines)))
-        if not early and _unquoted(written) == text:
+        early = any(_unquoted(lines[:count]) is not None for count in range(1, len(lines)))
+        if not early and _unquoted(lines) == text:
             return written
     raise fault(f"{what} cannot be written into a Modelfile: it has quotes at the end of a line", name=what.lower())
