@@ -111,7 +111,7 @@ def test_a_name_without_tag_is_never_guessed(store: ModelStore, add: Add) -> Non
     with pytest.raises(ModelNotFound) as caught:
         store.resolve("tiny")
     assert caught.value.facts["closest"] == ["tiny:135m"]
-    assert caught.value.hint == "mlxctl pull tiny:latest"
+    assert caught.value.hint == "mlxctl list"
 
 
 @pytest.mark.parametrize(
