@@ -189,13 +189,6 @@ def test_verify_ends_with_1_on_drift_and_names_the_next_command(mlxctl: Mlxctl, 
     assert mlxctl("verify", "--json").code == 0
 
 
-def test_verify_of_files_is_refused_with_what_helps_instead(mlxctl: Mlxctl) -> None:
-    for argv in (["verify", "m"], ["verify", "--store"]):
-        shown = mlxctl(*argv)
-        assert shown.code == 3
-        assert "mlxctl doctor" in shown.err
-
-
 def test_pins_and_quarantine_reach_the_daemon(mlxctl: Mlxctl, daemon: ScriptedDaemon) -> None:
     daemon.says("/admin/models/pin", 200, {"model": "m", "pinned": True})
     daemon.says("/admin/models/unquarantine", 200, {"model": "m", "released": False})

@@ -15,6 +15,9 @@ from homelab_llm.core.errors import AlreadyExists, Cancelled, DiskFull, HomelabE
 from homelab_llm.core.names import ModelRef
 from homelab_llm.ops.conversion.convert import ConversionOptions, check_room, convert, fuse, perplexity
 from homelab_llm.ops.conversion.plan import Needs, plan, target_of
+from homelab_llm.ops.conversion.quantized_base import quantized_base
+from homelab_llm.store.build.create import create
+from homelab_llm.store.build.spec import ModelSpec
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import JobProgress
 from homelab_llm.testing.tiny_models import write_tiny
@@ -152,3 +155,19 @@ def test_what_cannot_be_made_is_refused_by_name(store: ModelStore, tmp_path: Pat
     assert (target_of("Q8_0"), target_of("mixed_3_6")) == ("gguf", "mlx")
     with pytest.raises(InvalidInput):
         target_of("q9")
+
+
+@pytest.mark.requirement("R-M6", "R-I11")
+def test_a_spec_gets_the_weights_it_asks_for_and_its_base_keeps_its_own(store: ModelStore) -> None:
+    spec = ModelSpec("base", quantization="q8_0", system="Be brief.")
+    told: list[JobProgress] = []
+    made = create(store, spec, ModelRef.parse("brief"), quantize=quantized_base, progress=told.append)
+    base, between = store.resolve("base"), store.resolve("base:latest-q8_0")
+    assert (made.facts.quantization, made.facts.format, made.defaults.system) == ("Q8_0", "gguf", "Be brief.")
+    assert set(made.files.values()) == set(between.files.values())
+    assert (made.provenance.base, made.provenance.base_digest) == (base.name, str(base.digest))
+    assert made.provenance.measured == between.provenance.measured
+    assert {"converting", "measuring"} <= {step.stage for step in told}
+    again = create(store, spec, ModelRef.parse("brief:2"), quantize=quantized_base)
+    assert set(again.files.values()) == set(made.files.values())
+    assert len(store.models()) == 4

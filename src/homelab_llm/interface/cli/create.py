@@ -36,8 +36,9 @@ _USUAL = ("ModelSpec.yaml", "modelspec.yaml", "Modelfile")
 def create(invocation: Invocation, name: str | None, path: Path | None, base: str | None) -> None:
     """Make the model NAME from a ModelSpec or a Modelfile: a base with its own instructions, parameters, adapters.
 
-    No weights are copied. A base that is not in the store is pulled first. Which of the two the file is, its content
-    tells. With --json one line of progress after another, then the model.
+    No weights are copied. A base that is not in the store is pulled first; where the spec asks for other weights, they
+    are made first and stay beside the base. Which of the two the file is, its content tells. With --json one line of
+    progress after another, then the model.
     """
     path = path or _usual(Path.cwd())
     spec, is_modelfile = read_spec(path)
@@ -84,6 +85,7 @@ def _usual(folder: Path) -> Path:
 
 
 def _create(invocation: Invocation, spec: ModelSpec, ref: ModelRef, path: Path, is_modelfile: bool) -> StoredModel:
+    from homelab_llm.ops.conversion.quantized_base import quantized_base
     from homelab_llm.store.build.create import create as build
     from homelab_llm.store.sources.table import PullSettings
 
@@ -104,6 +106,7 @@ def _create(invocation: Invocation, spec: ModelSpec, ref: ModelRef, path: Path, 
                 progress=show,
                 base_folder=path.absolute().parent,
                 ollama_names=is_modelfile,
+                quantize=quantized_base,
             )
         except KeyboardInterrupt:
             raise Cancelled(f"creating {ref} was interrupted; nothing was made", hint="run it again") from None

@@ -69,6 +69,7 @@ def _repair(store: ModelStore, parameters: Mapping[str, Any], settings: Settings
 
 
 def _create(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
+    from homelab_llm.ops.conversion.quantized_base import quantized_base
     from homelab_llm.store.build.create import create
     from homelab_llm.store.build.modelfile import looks_like_yaml, parse_modelfile
     from homelab_llm.store.build.modelspec import parse_modelspec
@@ -78,7 +79,8 @@ def _create(store: ModelStore, parameters: Mapping[str, Any], settings: Settings
     is_modelfile = not looks_like_yaml(content)
     spec = parse_modelfile(content) if is_modelfile else parse_modelspec(content)
     ref, chosen = ModelRef.parse(parameters["name"]), PullSettings.of(settings.store)
-    return _stored(create(store, spec, ref, settings=chosen, progress=tell, ollama_names=is_modelfile))
+    made = create(store, spec, ref, settings=chosen, progress=tell, ollama_names=is_modelfile, quantize=quantized_base)
+    return _stored(made)
 
 
 def _convert(store: ModelStore, parameters: Mapping[str, Any], _settings: Settings, tell: Tell) -> dict[str, Any]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FAILPOINTS = ("create.base", "create.adapter", "create.licence", "create.checked", "create.added")
 """Every failpoint of a create; those of the store and of a pull are passed as well."""
 
+Quantize = Callable[["ModelStore", str, str, "Callable[[JobProgress], None] | None"], StoredModel]
+"""Store, name of the base, the wanted quantization, progress → a stored model with these weights."""
+
 LICENCE_FILE = "LICENSE"
 _PATHS = ("./", "../", "/", "~", "file:")
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -57,6 +60,7 @@ def create(
     progress: Callable[[JobProgress], None] | None = None,
     base_folder: Path | None = None,
     ollama_names: bool = False,
+    quantize: Quantize | None = None,
 ) -> StoredModel:
     """Make a model from a spec; blocks. A base that is not in the store is pulled, a path is imported.
 
@@ -66,12 +70,13 @@ def create(
         progress: called often, from this thread; what it raises ends the work, and nothing is half made.
         base_folder: where relative paths in the spec begin; None = none are taken.
         ollama_names: a name that is neither stored nor in the catalogue is one of the Ollama library.
+        quantize: makes a stored model with the weights a spec asks for; without it such a spec is refused.
 
     Raises:
         InvalidName: ``ref`` has a digest.
         ModelNotFound: there is no such base; and all that ``pull`` and ``import_path`` raise for it.
         InvalidModelSpec, InvalidTemplate, BadModelFile, UnsafeModel: the spec, or something it names, cannot be used.
-        UnsupportedRequest: it asks for a conversion; the hint is the command to run first.
+        UnsupportedRequest: it asks for weights that ``quantize`` cannot make, or there is no ``quantize``.
     """
     if ref.digest is not None or ref.repository == "sha256":
         raise InvalidName("a new name is repository:tag, without a digest", hint=f"use {DEFAULT_TAG} or another tag")
@@ -79,7 +84,7 @@ def create(
     report.stage("resolving")
     _refuse_other_versions(spec)
     template = template_of(spec.template, lambda path: _read_text(path, base_folder, "template"))
-    making = _Making(store, spec, settings, progress, report, base_folder, ollama_names)
+    making = _Making(store, spec, settings, progress, report, base_folder, ollama_names, quantize)
     try:
         model = making.run(ref, template)
     except BaseException:
@@ -101,23 +106,39 @@ class _Making:
     report: Progress
     base_folder: Path | None
     ollama_names: bool
+    quantize: Quantize | None
     held: list[Digest] = field(default_factory=list)
 
     def run(self, ref: ModelRef, template: TemplateText) -> StoredModel:
         base = self._base()
         failpoint("create.base")
-        _refuse_conversion(self.spec, base)
+        source, measured = base, dict[str, float]()
+        if (wanted := self.spec.quantization) and wanted.lower() != base.facts.quantization.lower():
+            made = self._quantized(base, wanted)
+            base, measured = self._of(made, made.name), dict(made.provenance.measured)
         files = dict(base.files)
         adapters = self._adapters(base, files)
         facts = self._licence(files, base.facts)
         defaults = _merged(base.defaults, self.spec, template, adapters)
         self.report.stage("storing")
         failpoint("create.checked")
-        provenance = Provenance(base.name, base.digest, "create", _tool(), time.time())
-        model = self.store.add(ref, files, facts, source=base.source, defaults=defaults, provenance=provenance)
+        provenance = Provenance(source.name, source.digest, "create", _tool(), time.time(), measured)
+        model = self.store.add(ref, files, facts, source=source.source, defaults=defaults, provenance=provenance)
         failpoint("create.added")
         self.report.stage("done")
         return model
+
+    def _quantized(self, base: _Base, wanted: str) -> StoredModel:
+        """The base with other weights, as a model of its own whose blobs this one then shares."""
+        if self.quantize is None or not base.digest:
+            raise UnsupportedRequest(
+                f"{base.name} is stored as {base.facts.quantization or 'something else'}, and not as {wanted}",
+                hint="name a base of the store: mlxctl import PATH NAME"
+                if not base.digest
+                else f"mlxctl quantize {base.name} NEW-NAME {wanted.lower()}    # then base: NEW-NAME",
+                field="quantization",
+            )
+        return self.quantize(self.store, base.name, wanted, self.progress)
 
     # --- the base -----------------------------------------------------------------------------------------------
 
@@ -261,16 +282,6 @@ def _merged(base: ModelDefaults, spec: ModelSpec, template: TemplateText, adapte
         metadata={**base.metadata, **spec.metadata},
         requires=spec.requires or base.requires,
     )
-
-
-def _refuse_conversion(spec: ModelSpec, base: _Base) -> None:
-    wanted, has = spec.quantization, base.facts.quantization
-    if wanted and wanted.lower() != has.lower():
-        raise UnsupportedRequest(
-            f"{base.name} is stored as {has or 'something else'}, and create converts nothing",
-            hint=f"mlxctl quantize {base.name} NEW-NAME {wanted.lower()}    # then base: NEW-NAME",
-            field="quantization",
-        )
 
 
 def _refuse_other_versions(spec: ModelSpec) -> None:
