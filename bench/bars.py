@@ -28,9 +28,11 @@ def _tests() -> Iterator[Figure]:
         "tests/controller",
         "tests/data",
         "tests/fleet",
+        "tests/oci",
         "tests/registry",
         "tests/sources",
         "tests/store",
+        "tests/transfer",
         "tests/transfer",
     ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "HOMELAB_SIZE": "full"}, check=False)

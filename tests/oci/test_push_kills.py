@@ -147,6 +147,7 @@ def test_killed_at_a_failpoint_nothing_half_is_shown_and_the_next_push_goes_on(
     assert uploads_bytes(front) - before <= len(content) + 10_000 + lost
 
 
+@pytest.mark.timeout(1800 if FULL else 180)
 @pytest.mark.requirement("R-S2", "R-M7")
 def test_killed_at_random_moments_a_push_loses_little_and_shows_nothing_half(
     shared_registry: Registry, front: FaultyRegistry, pushes: Pushes, store: ModelStore, add: Add, large: bytes

@@ -72,6 +72,7 @@ def killed_after(seconds: float, store: ModelStore, url: str, **environment: str
     return program.returncode == -9, reported
 
 
+@pytest.mark.timeout(1800 if FULL else 180)
 @pytest.mark.requirement("R-M3", "R-M4", "R-S2")
 def test_killed_at_random_moments_little_is_lost_and_the_model_is_whole_in_the_end(
     disk: Path, file: Path, url: str
