@@ -70,3 +70,9 @@ def test_every_requirement_a_test_names_exists() -> None:
     known = script.promises()
     assert len(known) > 60
     assert {identity for identity, _ in script.marks()} <= set(known)
+
+
+def test_the_glossary_has_every_word_once_in_order() -> None:
+    rows = (ROOT / "docs" / "concepts" / "glossary.md").read_text("utf-8").split("|---|---|\n")[1].splitlines()
+    words = [re.sub("[(),]", "", row.split("|")[1]).strip().lower() for row in rows]
+    assert words == sorted(set(words))

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 from homelab_llm.core.errors import DaemonUnavailable, InvalidInput
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.paths import Home
+from homelab_llm.interface.cli.reach import BY_JOB
+from homelab_llm.interface.cli.reference import verbs
 from homelab_llm.interface.daemon_client import DaemonClient
 from homelab_llm.interface.doors import WebDoor
 from homelab_llm.store.model_store import ModelStore
@@ -133,3 +136,25 @@ def test_an_https_address_is_spoken_to_only_with_a_certificate_that_is_trusted(
     (request,) = asked
     assert b"Authorization: Bearer hl-secret\r\n" in request
     assert f"Host: localhost:{port}\r\n".encode() in request
+
+
+def test_a_job_is_ordered_over_url_but_not_of_files_of_this_machine(mlxctl: Mlxctl, far: Daemon) -> None:
+    detaching = {path.removeprefix("mlxctl ") for path, command in verbs() if "--detach" in _options(command)}
+    assert detaching == BY_JOB | {"fuse"}, "an adapter is a file of the machine the command is typed on"
+    environ = {"HOMELAB_KEY": mlxctl("key", "create", "boss", "--admin", "--json").json()["key"]}
+    over = ("--url", far.url, "--json")
+    ordered = mlxctl(*over, "push", "fake", "oci://127.0.0.1:9/a/b:1", "--detach", environ=environ)
+    job_id = ordered.json()["job"]["job_id"]
+    assert [job["job_id"] for job in mlxctl(*over, "jobs", "--all", environ=environ).json()["jobs"]] == [job_id]
+    for argv in (["--detach", "file:x.gguf"], ["--detach", "--wanted"], ["hf:org/name"]):
+        refused = mlxctl(*over, "pull", *argv, environ=environ)
+        assert refused.json()["error"]["code"] == "unsupported_request", argv
+
+
+def test_a_mistyped_verb_is_mended_here_before_anybody_is_asked(mlxctl: Mlxctl) -> None:
+    for where in (("--url", "http://127.0.0.1:9"), ("--host", "nobody.invalid")):
+        assert mlxctl(*where, "pul", "--json").json()["error"]["hint"] == "mlxctl pull"
+
+
+def _options(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}

@@ -5,6 +5,7 @@ This is asked before every verb, so the way to "here" reads one small file at mo
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,8 +116,8 @@ def _speak_to(invocation: Invocation, url: str, key_file: Path | None, argv: Seq
 
     if not reach_of(argv).by_url and not _asks_for_help(argv):
         raise UnsupportedRequest(
-            f"mlxctl {verb_path(argv) or argv[0][:40]} works on files or processes of one machine, not over --url",
-            hint=f"mlxctl --host NAME {verb_path(argv)}".rstrip(),
+            f"mlxctl {verb_path(argv) or argv[0]} works on files or processes of one machine, not over --url",
+            hint=f"mlxctl --host NAME {shlex.join(argv)}",
         )
     door = WebDoor(url, _key(invocation.environ, key_file))
     if door.in_the_clear:

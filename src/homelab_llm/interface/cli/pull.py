@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homelab_llm.core.errors import Cancelled, ModelNotFound
+from homelab_llm.core.errors import Cancelled, ModelNotFound, UnsupportedRequest
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.units import format_bytes, format_duration
 from homelab_llm.interface.cli.completion import references, slot_names
@@ -57,6 +57,10 @@ def pull(
     """
     if (reference is not None) + (slot is not None) + wanted != 1:
         raise click.UsageError("one of REFERENCE, --slot and --wanted is needed")
+    if invocation.elsewhere and (reference is None or reference.startswith("file:")):
+        raise UnsupportedRequest(
+            "files and the registry of one machine are not reached over --url", hint="mlxctl --host NAME pull --help"
+        )
     if reference is None:
         if name or how["include"] or how["exclude"]:
             raise click.UsageError("NAME, --include and --exclude belong to a REFERENCE")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,9 @@ REACH: dict[str, Reach] = {
     "completion": _HERE,
 }
 
+BY_JOB = frozenset({"pull", "push", "convert", "quantize"})
+"""Verbs that need nothing but the daemon's API when they are called with ``--detach``."""
+
 
 def verb_path(argv: Sequence[str]) -> str:
     """The verb of a command line, without what follows it: ``key list``. Empty when there is none."""
@@ -120,4 +123,6 @@ def verb_path(argv: Sequence[str]) -> str:
 
 def reach_of(argv: Sequence[str]) -> Reach:
     """The reach of a command line; what is not in the table counts as changing something."""
-    return REACH.get(verb_path(argv), _CHANGES)
+    path = verb_path(argv)
+    reach = REACH.get(path, _CHANGES)
+    return replace(reach, by_url=True) if path in BY_JOB and "--detach" in argv else reach

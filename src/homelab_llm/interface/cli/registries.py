@@ -131,7 +131,12 @@ def pack(invocation: Invocation, model: str, output: Path) -> None:
     from homelab_llm.store.pack import pack as store_pack
 
     with show_progress(invocation, f"packing {model}", events=invocation.output.json) as show:
-        report = store_pack(invocation.store, model, output, progress=show)
+        try:
+            report = store_pack(invocation.store, model, output, progress=show)
+        except KeyboardInterrupt:
+            raise Cancelled(
+                f"packing {model} was interrupted; nothing is left of it", hint=f"mlxctl pack {model} -o {output}"
+            ) from None
     if invocation.output.json:
         invocation.output.event({"status": "done", "pack": asdict(report)})
         return

@@ -30,7 +30,7 @@ class Root(LazyGroup):
         """As click's, unless the verb runs elsewhere: then the process ends with its exit code."""
         invocation = ctx.ensure_object(Invocation)
         invocation.home_root = ctx.params["root"]
-        if not ctx.resilient_parsing:
+        if not ctx.resilient_parsing and args[0] in VERBS:
             whole: list[str] = ctx.meta[_WHOLE]
             options = {**ctx.params, "json": "--json" in whole[: len(whole) - len(args)]}
             code = place_verb(invocation, options, args)
