@@ -105,8 +105,8 @@ print(json.dumps([code, sorted(places & set(sys.modules))]), file=sys.stderr)
     ("typed", "meant"),
     [
         ("pul", "mlxctl pull"),
-        ("template chek", "mlxctl template check"),
-        ("jobs lsit", "mlxctl jobs list"),
+        ("template checks", "mlxctl template check"),
+        ("jobs lis", "mlxctl jobs list"),
         ("xyzzy", "mlxctl --help"),
     ],
 )

@@ -199,8 +199,8 @@ def find(name: str) -> CatalogueEntry:
     family = [known for known in _BY_NAME if known.partition(":")[0] == name.lower().partition(":")[0]]
     closest = (family or difflib.get_close_matches(name.lower(), _BY_NAME, 3, 0.5))[:8]
     raise ModelNotFound(
-        f"{name[:80]!r} is not in the catalogue",
-        hint=f"known are {', '.join(closest or list(_BY_NAME)[:3])}; a model of the hub is hf:org/name",
+        f"{name[:80]!r} is not in the catalogue" + (f"; did you mean {' or '.join(closest)}?" if closest else ""),
+        hint=f"mlxctl pull {closest[0]}" if closest else "mlxctl suggest    # or pull hf:ORG/NAME, from the hub",
         model=name[:80],
         closest=closest,
     )

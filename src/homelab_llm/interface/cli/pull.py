@@ -174,11 +174,12 @@ def pull_if_missing(invocation: Invocation, name: str) -> StoredModel:
     try:
         entry = find(name)
     except ModelNotFound as unknown:
+        closest = closest_stored(invocation, name)
         raise ModelNotFound(
-            f"no model {name} in the store",
-            hint=unknown.hint or "mlxctl pull hf:ORG/NAME",
+            f"no model {name} in the store" + (f"; did you mean {' or '.join(closest)}?" if closest else ""),
+            hint="mlxctl list" if closest else unknown.hint,
             model=name,
-            closest=closest_stored(invocation, name),
+            closest=closest,
         ) from unknown
     invocation.output.note(f"{entry.name} is not in the store yet")
     return fetch(invocation, entry.name)
