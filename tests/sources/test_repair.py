@@ -88,7 +88,7 @@ def test_the_real_model_is_mended(
         (path,) = (path for name, path in model.files.items() if name.endswith(".gguf"))
         damaging(path)
         repair(store, "smollm2:135m", settings=chosen)
-        assert hub.file_bytes_sent == len(content)
+        assert hub.file_bytes_sent < 2 * len(content)  # the rest of a slow connection may come twice
         assert path.read_bytes() == content
         assert is_whole(store)
 

@@ -207,6 +207,15 @@ def test_a_pull_is_cancelled_at_once_while_servers_say_nothing(
     pulled(store, settings(), content)
 
 
+def test_what_the_report_raises_is_not_taken_for_an_error_of_the_disk(store: ModelStore, settings: Settings) -> None:
+    def broken(report: JobProgress) -> None:
+        if report.stage == "fetching":
+            raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        pull(store, REFERENCE, settings=settings(), progress=broken)
+
+
 @pytest.mark.requirement("R-M2")
 def test_several_files_come_at_the_same_time(hub: FakeHub, store: ModelStore, settings: Settings) -> None:
     meeting = threading.Barrier(3)

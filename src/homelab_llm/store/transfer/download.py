@@ -11,13 +11,13 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import DigestMismatch, HomelabError, SourceUnavailable, StoreBusy, TransferError
+from homelab_llm.core.errors import DigestMismatch, SourceUnavailable, StoreBusy, TransferError
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.layout import disk_full, free_bytes
 from homelab_llm.store.part_file import CHECKPOINT_BYTES, PartFile
@@ -68,7 +68,8 @@ class Download:
         try:
             self._start()
             while any(task.digest is None for task in self._tasks):
-                self._open_blobs()
+                with self._typed():
+                    self._open_blobs()
                 self._tell()
                 with self._changed:
                     if self._failure is None:
@@ -76,11 +77,9 @@ class Download:
                 if self._failure is not None:
                     raise self._failure
             self._tell()
-        except BaseException as error:
+        except BaseException:
             self._stopped.set()
             self.source.close()
-            if isinstance(error, OSError):
-                raise self._typed(error) from error
             raise
         finally:
             self._end()
@@ -117,18 +116,25 @@ class Download:
     def _guarded(self, what: Callable[..., None], *arguments: object) -> None:
         """Run it in this thread; what it raises ends the download."""
         try:
-            what(*arguments)
+            with self._typed():
+                what(*arguments)
         except BaseException as error:  # noqa: BLE001 — raised again, in the caller's thread
             self._fail(error)
 
-    def _typed(self, error: OSError) -> HomelabError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            missing = sum((task.size_bytes or 0) - task.there_bytes for task in self._tasks)
-            return disk_full(max(0, missing), free_bytes(self.store.root))
-        return TransferError(
-            f"the disk of the store failed: {error.strerror or type(error).__name__}; what was safely written is kept",
-            hint="look into the system's log for errors of the disk, then run the same command again",
-        )
+    @contextlib.contextmanager
+    def _typed(self) -> Iterator[None]:
+        """Errors of the disk get their names; around what reads or writes the store, not around the caller's report."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                missing = sum((task.size_bytes or 0) - task.there_bytes for task in self._tasks)
+                raise disk_full(max(0, missing), free_bytes(self.store.root)) from error
+            what = error.strerror or type(error).__name__
+            raise TransferError(
+                f"the disk of the store failed: {what}; what was safely written is kept",
+                hint="look into the system's log for errors of the disk, then run the same command again",
+            ) from error
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
