@@ -116,6 +116,13 @@ BAD: dict[str, bytes] = {
     "a kit in zstd": manifest_of([LayerOf(f"{KIT}model.v1.tar+zstd", b"x")], LayerOf(f"{KIT}config.v1+json", b"{}")),
     "an Ollama layer of the future": manifest_of([LayerOf(f"{OLLAMA}dream", b"x")], NOTHING),
     "an Ollama model without weights": manifest_of([LayerOf(f"{OLLAMA}system", b"x")], NOTHING),
+    "more texts than a model has": manifest_of(
+        [LayerOf(f"{OLLAMA}model", b"w")] + [LayerOf(f"{OLLAMA}license", b"%d" % n) for n in range(101)], NOTHING
+    ),
+    "texts too large together": changed(
+        layers=[{**GOOD["layers"][0], "mediaType": f"{OLLAMA}model"}]
+        + [{"digest": f"sha256:{n:064x}", "size": 1 << 20, "mediaType": f"{OLLAMA}license"} for n in range(9)]
+    ),
     "an Ollama text too large": changed(
         layers=[
             {**GOOD["layers"][0], "mediaType": f"{OLLAMA}model"},

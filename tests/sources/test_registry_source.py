@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from homelab_llm.core.digests import Digest
-from homelab_llm.core.errors import BadManifest, DigestMismatch, InvalidInput, SourceDenied, SourceNotFound, UnsafeModel
+from homelab_llm.core.errors import (
+    BadManifest,
+    DigestMismatch,
+    InvalidInput,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    UnsafeModel,
+)
 from homelab_llm.core.facts import ModelDefaults, Provenance, StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store.manifests import FACTS
@@ -36,6 +44,7 @@ from homelab_llm.testing.artifacts import (
     tar_of,
 )
 from homelab_llm.testing.registries import Registry
+from homelab_llm.testing.registry_front import FaultyRegistry
 
 Settings = Callable[..., PullSettings]
 APACHE = "                                 Apache License\n                           Version 2.0, January 2004\n"
@@ -413,3 +422,34 @@ def refused(store: ModelStore, reference: str, settings: PullSettings, kind: typ
     blobs = store.root / "blobs" / "sha256"
     assert not blobs.is_dir() or not list(blobs.iterdir())
     return caught.value
+
+
+@pytest.mark.requirement("R-S1")
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_layer_that_is_shorter_than_its_manifest_says_is_given_up(
+    registry: Registry, store: ModelStore, settings: Settings, gguf_file: bytes, ranges: bool
+) -> None:
+    layer = LayerOf("x/y", gguf_file, {TITLE: "m.gguf"})
+    put(registry, "bad/short", "1", [layer])
+    told = json.loads(manifest_of([layer], LayerOf(EMPTY, b"{}")))
+    told["layers"][0]["size"] += 5
+    with FaultyRegistry(registry) as front:
+        kind = {"content-type": "application/vnd.oci.image.manifest.v1+json"}
+        front.pages["/v2/bad/short/manifests/1"] = (200, kind, json.dumps(told).encode())
+        if not ranges:
+            front.pages[f"/v2/bad/short/blobs/{Digest.of(gguf_file)}"] = (200, {}, gguf_file)
+        with pytest.raises(SourceUnavailable):
+            pull(store, f"oci://{front.host}/bad/short:1", settings=settings())
+        assert len(front.seen) < 60
+    assert store.models() == []
+
+
+@pytest.mark.requirement("R-S1")
+def test_files_of_all_tars_together_are_counted(registry: Registry, store: ModelStore, settings: Settings) -> None:
+    layers = [
+        LayerOf(f"{KIT}model.v1.tar", tar_of({f"{first}{number}.txt": b"" for number in range(6_000)}))
+        for first in ("a", "b")
+    ]
+    put(registry, "bad/many", "1", layers, LayerOf(f"{KIT}config.v1+json", b"{}"))
+    error = refused(store, f"oci://{registry.host}/bad/many:1", settings(), BadManifest)
+    assert "together" in error.message

@@ -13,7 +13,7 @@ from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.blobs import BlobStore
 from homelab_llm.store.foreign.outline import Archive
 from homelab_llm.store.foreign.selection import Selection, select
-from homelab_llm.store.foreign.tar_layers import list_members, read_members
+from homelab_llm.store.foreign.tar_layers import MAX_ENTRIES, Member, list_members, read_members
 from homelab_llm.store.progress import Progress
 from homelab_llm.store.sources.base import PackedModel
 
@@ -27,12 +27,12 @@ def select_packed(blobs: BlobStore, packed: PackedModel, report: Progress) -> Se
     Raises:
         BadManifest, InvalidInput, UnsafeModel, SourceNotFound: see ``select`` and ``list_members``.
     """
-    members = {
-        archive: list_members(
-            blobs.path(archive.layer.digest), archive.compression, lambda: report.at("inspecting", "", 0)
-        )
-        for archive in packed.outline.archives
-    }
+    members: dict[Archive, list[Member]] = {}
+    for archive in packed.outline.archives:
+        path = blobs.path(archive.layer.digest)
+        members[archive] = list_members(path, archive.compression, lambda: report.at("inspecting", "", 0))
+        if sum(map(len, members.values())) > MAX_ENTRIES:
+            raise BadManifest(f"the layers together hold more than {MAX_ENTRIES} files")
     failpoint("unpack.listed")
     return select(packed.outline, packed.reference, members, packed.wanted)
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from homelab_llm.core.errors import BadManifest, InvalidName, StoreDamaged
 from homelab_llm.store.file_names import check_file_names
 from homelab_llm.store.foreign import docker_models, kitops, modelpack, ollama, plain
-from homelab_llm.store.foreign.documents import MAX_TEXT_BYTES, ForeignManifest, read_manifest
+from homelab_llm.store.foreign.documents import (
+    MAX_TEXT_BYTES,
+    MAX_TEXTS,
+    MAX_TEXTS_BYTES,
+    ForeignManifest,
+    read_manifest,
+)
 from homelab_llm.store.foreign.outline import Outline, Part
 from homelab_llm.store.manifests import FACTS, encode_config, encode_manifest, parse_manifest
 
@@ -98,3 +104,5 @@ def _check(outline: Outline) -> None:
     for role, layer in outline.texts:
         if layer.size_bytes > MAX_TEXT_BYTES:
             raise BadManifest(f"the {role} of the artifact is larger than {MAX_TEXT_BYTES} bytes")
+    if len(outline.texts) > MAX_TEXTS or sum(layer.size_bytes for _, layer in outline.texts) > MAX_TEXTS_BYTES:
+        raise BadManifest(f"the artifact has more than {MAX_TEXTS} texts, or {MAX_TEXTS_BYTES} bytes of them")

@@ -14,6 +14,7 @@ from homelab_llm.store.layout import MAX_DOCUMENT_BYTES
 MAX_LAYERS = 10_000
 MAX_BLOB_BYTES = 1 << 50
 MAX_TEXT_BYTES = 1 << 20
+MAX_TEXTS, MAX_TEXTS_BYTES = 100, 8 << 20  # all of one artifact: they are read into memory
 _MAX_MANIFESTS = 1_000
 _MAX_ANNOTATIONS = 1_000
 _MAX_MEDIA_TYPE = 255

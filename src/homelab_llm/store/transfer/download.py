@@ -242,6 +242,7 @@ class Download:
                 self._changed.notify_all()
 
     def _receive(self, task: Task, spans: Spans, span: Span, part: PartFile, opened: Opened) -> None:
+        began = span.at
         for chunk in opened.chunks:
             with self._changed:
                 offset, count = span.at, spans.reserve(span, len(chunk))
@@ -259,10 +260,9 @@ class Download:
             failpoint("pull.chunk")
             if span.stop is not None and span.at >= span.stop:
                 return
-        if task.size_bytes is None:
-            with self._changed:
-                task.size_bytes = span.at
-            task.news.set()
+        with self._changed:
+            task.ended(span, span.at > began)
+        task.news.set()
 
     def _refuse_more(self, task: Task) -> None:
         if task.writer is not None:

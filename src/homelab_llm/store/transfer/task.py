@@ -103,6 +103,24 @@ class Task:
         assert self.writer is not None  # noqa: S101
         self.spans = Spans([] if self.size_bytes is None else self.writer.part.gaps(self.size_bytes))
 
+    def ended(self, span: Span, brought: bool) -> None:
+        """A reply ended as it said it would, before its span did. What is still missing is asked for next.
+
+        Raises:
+            SourceUnavailable: it is short of what was promised, and brought nothing new: asking on would never end.
+        """
+        if self.size_bytes is None:
+            self.size_bytes = span.at
+            return
+        there, before = self.there_bytes, self.most_bytes
+        if there < self.size_bytes and (not brought or (self.in_parts is False and there <= before)):
+            raise SourceUnavailable(
+                f"{self.file.path} ends after {there} of the {self.size_bytes} bytes that were promised",
+                hint="run the same command again; if it stays, what is said of the model there is wrong",
+                received_bytes=there,
+            )
+        self.most_bytes = max(there, before)
+
     def cut(self, error: SourceUnavailable, now_s: float, backoff_s: float) -> None:
         """A connection failed. Goes on as long as bytes keep coming, from any of them.
 
