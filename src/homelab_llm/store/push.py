@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from homelab_llm.core.errors import InvalidInput, ModelDamaged, ModelNotFound
 from homelab_llm.core.facts import StoredModel
 from homelab_llm.core.names import ModelRef
 from homelab_llm.store.progress import JobProgress, Progress
+from homelab_llm.store.push_report import PushReport
 from homelab_llm.store.references import HubReference, OciReference, parse
-from homelab_llm.store.sources.table import PullSettings
+from homelab_llm.store.sources.settings import PullSettings
 
 if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore
@@ -33,26 +33,6 @@ FAILPOINTS = (
     "push.noted",
 )
 """Every failpoint of a push; those of ``push.upload`` and ``push.chunk`` are in the process that sends large blobs."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushReport:
-    """What a push did. ``sent_bytes`` is the content that went out, also what went out twice after a cut.
-
-    ``replaced`` is the digest that the name meant before there; empty when it is new or means the same. Blobs are
-    counted for registries only; ``url`` is where a person can look at it, if there is such a place.
-    """
-
-    model: str
-    target: str
-    digest: str
-    total_bytes: int
-    sent_bytes: int = 0
-    sent_blobs: int = 0
-    mounted_blobs: int = 0
-    present_blobs: int = 0
-    replaced: str = ""
-    url: str = ""
 
 
 def push(

@@ -13,10 +13,10 @@ from homelab_llm.core.errors import Cancelled, HomelabError
 from homelab_llm.core.names import ModelRef
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names
+from homelab_llm.interface.cli.fetching import show_progress
 from homelab_llm.interface.cli.invocation import Invocation, verb
 from homelab_llm.interface.cli.lazy import LazyGroup
 from homelab_llm.interface.cli.models import summary
-from homelab_llm.interface.cli.pull import show_progress
 
 if TYPE_CHECKING:
     from homelab_llm.store.exchange.wire import Wire

@@ -39,7 +39,7 @@ def open_model(invocation: Invocation, model: str, engine: str, keep_alive_s: fl
         UnsupportedRequest: an engine for a daemon on another machine.
     """
     from homelab_llm.interface.cli.engine_choice import daemon_with_engine
-    from homelab_llm.interface.cli.pull import pull_if_missing
+    from homelab_llm.interface.cli.fetching import pull_if_missing
 
     if invocation.elsewhere is not None:
         if engine != "auto":

@@ -17,12 +17,12 @@ from homelab_llm.core.errors import Cancelled, InvalidInput
 from homelab_llm.core.units import format_bytes
 from homelab_llm.interface.cli.completion import model_names, targets
 from homelab_llm.interface.cli.detached import detach, order
+from homelab_llm.interface.cli.fetching import show_progress
 from homelab_llm.interface.cli.invocation import Invocation, verb
-from homelab_llm.interface.cli.pull import show_progress
 
 if TYPE_CHECKING:
-    from homelab_llm.store.push import PushReport
-    from homelab_llm.store.sources.table import PullSettings
+    from homelab_llm.store.push_report import PushReport
+    from homelab_llm.store.sources.settings import PullSettings
 
 _MAX_SECRET_CHARACTERS = 65_536
 
@@ -50,7 +50,7 @@ def login(invocation: Invocation, host: str, user: str | None, password_stdin: b
             invocation.output.warning("HF_TOKEN is set and counts before this token", "unset HF_TOKEN")
         invocation.output.result({"registry": host, "account": account, "place": str(path)}, f"{host}: {account}")
         return
-    from homelab_llm.store.oci.auth import Credentials
+    from homelab_llm.store.oci.credentials import Credentials
     from homelab_llm.store.oci.login import log_in
 
     if token_stdin:
@@ -144,7 +144,7 @@ def pack(invocation: Invocation, model: str, output: Path) -> None:
 
 
 def _settings(invocation: Invocation) -> PullSettings:
-    from homelab_llm.store.sources.table import PullSettings
+    from homelab_llm.store.sources.settings import PullSettings
 
     return replace(PullSettings.of(invocation.settings.store), environ=invocation.environ)
 

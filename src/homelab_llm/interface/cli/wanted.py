@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from homelab_llm.core.errors import HomelabError, ModelNotRegistered
 from homelab_llm.interface.cli.detached import submit
+from homelab_llm.interface.cli.fetching import fetch, say_pulled
 from homelab_llm.interface.cli.invocation import Invocation
 from homelab_llm.interface.cli.models import resolve_or_none
-from homelab_llm.interface.cli.pull import fetch, say_pulled
 from homelab_llm.interface.cli.registry import take
 
 if TYPE_CHECKING:

@@ -11,24 +11,15 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from homelab_llm.core.errors import InvalidInput
+from homelab_llm.store.oci.credentials import Credentials, host_of_key, is_text
 from homelab_llm.store.oci.hosts import DOCKER_HUB
 
 _MAX_FILE_BYTES = 4 << 20
 _DOCKER_HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user's name and password, or an identity token that stands for both."""
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
 
 
 def auth_files(environ: Mapping[str, str]) -> list[Path]:
@@ -116,14 +107,6 @@ def _spelled_otherwise(entries: Mapping[str, Any], key: str) -> Any:
     return next((value for name, value in entries.items() if host_of_key(name) == key), None)
 
 
-def host_of_key(key: str) -> str:
-    """``https://registry.example/v2/`` → ``registry.example``; anything else as it is."""
-    for scheme in ("https://", "http://"):
-        if key.startswith(scheme):
-            return key.removeprefix(scheme).partition("/")[0]
-    return key
-
-
 def _inline(entry: Any) -> Credentials | None:
     if not isinstance(entry, dict):
         return None
@@ -140,8 +123,3 @@ def _inline(entry: Any) -> Credentials | None:
     if name and password and is_text(password):
         return Credentials(name, password)
     return None
-
-
-def is_text(value: Any) -> TypeGuard[str]:
-    """Whether it is text that can be sent; JSON also has halves of characters."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

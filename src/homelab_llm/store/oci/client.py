@@ -29,8 +29,8 @@ from homelab_llm.store.oci.replies import RETRIED, refusal
 from homelab_llm.store.oci.tokens import Tokens
 
 if TYPE_CHECKING:
-    from homelab_llm.store.oci.auth import Credentials
-    from homelab_llm.store.sources.table import PullSettings
+    from homelab_llm.store.oci.credentials import Credentials
+    from homelab_llm.store.sources.settings import PullSettings
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"

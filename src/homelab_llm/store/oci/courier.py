@@ -22,11 +22,11 @@ from typing import Any
 from homelab_llm.core.digests import Digest
 from homelab_llm.core.errors import Cancelled, HomelabError, InternalError, SourceUnavailable, error_of
 from homelab_llm.store.layout import Layout
-from homelab_llm.store.oci.auth import Credentials
 from homelab_llm.store.oci.client import RegistryClient, open_registry
+from homelab_llm.store.oci.credentials import Credentials
 from homelab_llm.store.oci.sending import Blob, Sender, Watch
 from homelab_llm.store.oci.upload_records import UploadRecord
-from homelab_llm.store.sources.table import PullSettings
+from homelab_llm.store.sources.settings import PullSettings
 
 Event = Mapping[str, Any]
 

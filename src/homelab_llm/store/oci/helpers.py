@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.store.oci.auth import Credentials, host_of_key, is_text
+from homelab_llm.store.oci.credentials import Credentials, host_of_key, is_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOKEN_USER = "<token>"  # noqa: S105 — says that the secret is an identity token

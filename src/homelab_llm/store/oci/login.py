@@ -17,13 +17,14 @@ from typing import Any
 from homelab_llm.core.atomic import write_atomic
 from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.locks import locked
-from homelab_llm.store.oci.auth import Credentials, auth_files, host_of_key, keys_of, read_auth_file
+from homelab_llm.store.oci.auth import auth_files, keys_of, read_auth_file
 from homelab_llm.store.oci.client import open_registry
+from homelab_llm.store.oci.credentials import Credentials, host_of_key
 from homelab_llm.store.oci.helpers import erase_by, helper_for, store_by
 from homelab_llm.store.oci.hosts import registry_host
 from homelab_llm.store.oci.replies import refusal
 from homelab_llm.store.oci.tokens import basic
-from homelab_llm.store.sources.table import PullSettings
+from homelab_llm.store.sources.settings import PullSettings
 
 _TOKEN_USER = "<token>"  # noqa: S105 — as docker writes it beside an identity token
 

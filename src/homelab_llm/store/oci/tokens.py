@@ -25,7 +25,7 @@ from homelab_llm.store.oci.hosts import RegistryHost
 from homelab_llm.store.oci.replies import refusal
 
 if TYPE_CHECKING:
-    from homelab_llm.store.oci.auth import Credentials
+    from homelab_llm.store.oci.credentials import Credentials
 
 _CLIENT = "homelab-llm"
 _MAX_TOKEN_CHARACTERS = 32_768

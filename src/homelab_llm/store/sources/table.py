@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homelab_llm.core.errors import InvalidInput, SourceUnavailable
-from homelab_llm.core.http import HttpClient, HttpLimits
+from homelab_llm.core.http import HttpClient
 from homelab_llm.core.urls import UrlPolicy, origin_of
 from homelab_llm.store.catalogue import CatalogueEntry, find
 from homelab_llm.store.choice import ANYTHING, Wanted
@@ -33,58 +29,11 @@ from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
 from homelab_llm.store.sources.oci import RegistrySource
 from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
+from homelab_llm.store.sources.settings import DEFAULT_HUB, DEFAULT_OLLAMA, PullSettings
 from homelab_llm.store.sources.xet import xet_available
 
 if TYPE_CHECKING:
-    from homelab_llm.core.settings import StoreSettings
-
-DEFAULT_HUB = "https://huggingface.co"
-DEFAULT_OLLAMA = "https://registry.ollama.ai"
-
-
-def this_is_apple() -> bool:
-    """Whether this machine is Apple silicon."""
-    return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
-@dataclass(frozen=True, slots=True)
-class PullSettings:
-    """What moving models needs to know; all but the last four are settings of ``store``.
-
-    ``environ`` is where proxies, the hub's token and pip's configuration are looked up. ``HF_ENDPOINT`` there
-    counts unless another hub was set here. ``backoff_s`` is the first pause after a cut; it doubles.
-    """
-
-    hf_endpoint: str = DEFAULT_HUB
-    free_floor_bytes: int = 2 * 10**9
-    allow_private_hosts: bool = False
-    ollama_registry: str = DEFAULT_OLLAMA
-    registries: tuple[str, ...] = ()
-    connections_per_host: int = 8
-    rate_limit_bytes_per_s: int = 0
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    apple: bool = field(default_factory=this_is_apple)
-    limits: HttpLimits = field(default_factory=HttpLimits)
-    backoff_s: float = 0.5
-
-    @classmethod
-    def of(cls, settings: StoreSettings) -> PullSettings:
-        """As the operator set them."""
-        return cls(
-            hf_endpoint=settings.hf_endpoint,
-            free_floor_bytes=settings.free_floor_bytes,
-            allow_private_hosts=settings.allow_private_hosts,
-            ollama_registry=settings.ollama_registry,
-            registries=tuple(settings.registries),
-            connections_per_host=settings.connections_per_host,
-            rate_limit_bytes_per_s=settings.rate_limit_bytes_per_s,
-        )
-
-    @property
-    def hub(self) -> str:
-        """The base URL of the hub."""
-        own = self.environ.get("HF_ENDPOINT", "") if self.hf_endpoint.rstrip("/") == DEFAULT_HUB else ""
-        return (own or self.hf_endpoint).rstrip("/")
+    pass
 
 
 @dataclass(frozen=True, slots=True)
