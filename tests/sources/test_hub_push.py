@@ -91,7 +91,7 @@ def test_progress_counts_what_is_sent_and_can_end_the_push(hub: FakeHub, model: 
     assert set(hub.repos.get("me/second", {})) == set()
 
 
-@pytest.mark.parametrize(("token", "refuse", "code"), [("", 0, "invalid_input"), ("wrong", 0, "source_denied")])
+@pytest.mark.parametrize(("token", "refuse", "code"), [("", 0, "source_denied"), ("wrong", 0, "source_denied")])
 def test_what_the_hub_refuses_is_said_with_the_next_command(
     hub: FakeHub, model: StoredModel, token: str, refuse: int, code: str
 ) -> None:

@@ -315,8 +315,9 @@ def _unreachable(origin: Origin, error: Exception) -> SourceUnavailable:
     error = error.args[0] if isinstance(error, ConnectError) else error
     text = str(error)
     what = "does not prove its identity (TLS)" if "CERTIFICATE" in text.upper() else "cannot be reached"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {text}"
     return SourceUnavailable(
-        f"{origin.host} {what}: {type(error).__name__}: {text[:120]}",
+        f"{origin} {what}: {reason[:160]}",
         hint="check the network connection; the same command continues where it stopped",
         host=origin.host,
     )

@@ -16,7 +16,6 @@ from typing import Any
 
 from homelab_llm.core.errors import (
     HomelabError,
-    InvalidInput,
     SourceDenied,
     SourceNotFound,
     SourceUnavailable,
@@ -57,12 +56,11 @@ def push_to_hub(
         progress: what it raises ends the push; what was uploaded is not sent again by the next one.
 
     Raises:
-        InvalidInput: there is no token.
         UnsupportedRequest: the client library of the hub is not installed.
-        SourceDenied, SourceNotFound, SourceUnavailable: the hub's answer.
+        SourceDenied, SourceNotFound, SourceUnavailable: the hub's answer; denied also where there is no token.
     """
     if not token:
-        raise InvalidInput("pushing to the hub needs a token", hint="mlxctl login huggingface.co", field="token")
+        raise SourceDenied("pushing to the hub needs a token", hint="mlxctl login huggingface.co")
     api, operation = _library(endpoint, token)
     report = Progress(progress or (lambda _: None), doing="uploading")
     files = {hub_name(name, model, repo_id): path for name, path in model.files.items()}

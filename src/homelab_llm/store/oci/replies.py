@@ -27,7 +27,12 @@ def refusal(reply: Reply, host: str, what: str) -> HomelabError:
             f"{host} refuses {what}{said}", hint=f"mlxctl login {host}", status=status, source_code=source_code
         )
     if status in {404, 410}:
-        return SourceNotFound(f"{host} does not have {what}{said}", status=status, source_code=source_code)
+        return SourceNotFound(
+            f"{host} does not have {what}{said}",
+            hint="check name and tag",
+            status=status,
+            source_code=source_code,
+        )
     if status in RETRIED or (status >= 500 and status != 501):
         return SourceUnavailable(
             f"{host} answered {status} to {what}{said}",
