@@ -220,3 +220,27 @@ def test_only_blobs_of_the_model_are_given(here: ModelStore, model: StoredModel,
         give(here, model, wires.giver)
     wires.close()
     assert caught.value.code == "source_unavailable"
+
+
+@pytest.mark.requirement("R-S1")
+@pytest.mark.parametrize("total", [10**400, -1, True, "1", None])
+def test_a_total_that_cannot_be_is_passed_over(here: ModelStore, model: StoredModel, total: object) -> None:
+    wires, failures = ends(), list[BaseException]()
+
+    def giving() -> None:
+        try:
+            give(here, model, wires.giver, lambda _: None)
+        except BaseException as error:  # noqa: BLE001 — the test looks at it
+            failures.append(error)
+
+    thread = threading.Thread(target=giving)
+    thread.start()
+    wires.taker.hear("hello")
+    blob = next(iter(model.files.values()))
+    wires.taker.tell({"need": f"sha256:{blob.name}", "offset": 0, "total_bytes": total})
+    size = int(wires.taker.hear("blob")["size_bytes"])
+    assert sum(len(chunk) for chunk in wires.taker.catch(size)) == blob.stat().st_size
+    wires.taker.tell({"done": str(model.digest)})
+    thread.join(30)
+    wires.close()
+    assert failures == []

@@ -267,3 +267,13 @@ def test_a_fifo_in_the_place_of_the_file_is_refused_at_once(environ: dict[str, s
     with pytest.raises(InvalidInput) as refused:
         find_credentials("registry.example", environ)
     assert str(docker) in refused.value.message
+
+
+@pytest.mark.parametrize("user", ["a:b", "\udcff", "a\nb"])
+def test_a_name_that_cannot_be_sent_is_refused_before_anything_is_asked(
+    guarded: TokenAuth, settings: Settings, docker: Path, user: str
+) -> None:
+    with pytest.raises(InvalidInput):
+        log_in(guarded.host, Credentials(user, PASSWORD), settings())
+    assert guarded.seen == []
+    assert not docker.exists()

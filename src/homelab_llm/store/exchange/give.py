@@ -16,6 +16,8 @@ from homelab_llm.store.inspect.regular import open_regular
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.progress import JobProgress, Progress
 
+_MOST_BYTES = 1 << 60
+
 
 def give(
     store: ModelStore, model: StoredModel, wire: Wire, progress: Callable[[JobProgress], None] | None = None
@@ -42,7 +44,7 @@ def _give(store: ModelStore, model: StoredModel, wire: Wire, report: Progress) -
     names = {path.name: name for name, path in model.files.items()}
     while "need" in (said := wire.hear("need", "done")):
         blob, offset = _wanted(said, names)
-        if isinstance(total := said.get("total_bytes"), int):
+        if type(total := said.get("total_bytes")) is int and 0 <= total < _MOST_BYTES:
             report.total([total])
         _send(wire, store.blobs.path(Digest(blob)), offset, names[blob], report)
     report.stage("done")

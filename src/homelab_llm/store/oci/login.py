@@ -19,7 +19,7 @@ from homelab_llm.core.errors import InvalidInput
 from homelab_llm.core.locks import locked
 from homelab_llm.store.oci.auth import auth_files, keys_of, read_auth_file
 from homelab_llm.store.oci.client import open_registry
-from homelab_llm.store.oci.credentials import Credentials, host_of_key
+from homelab_llm.store.oci.credentials import Credentials, host_of_key, is_text
 from homelab_llm.store.oci.helpers import erase_by, helper_for, store_by
 from homelab_llm.store.oci.hosts import registry_host
 from homelab_llm.store.oci.replies import refusal
@@ -43,9 +43,15 @@ def log_in(host: str, credentials: Credentials, settings: PullSettings) -> Logge
 
     Raises:
         SourceDenied: it does not take them. SourceUnavailable, SourceNotFound: there is no registry.
-        InvalidInput: not a host; the file or the helper does not keep them.
+        InvalidInput: not a host, or not a name; the file or the helper does not keep them.
     """
     name = registry_host(host, settings.registries).name
+    if not is_text(credentials.username) or ":" in credentials.username or not credentials.username.isprintable():
+        raise InvalidInput(
+            "not the name of an account: it has a colon, or characters that cannot be sent",
+            hint=f"mlxctl login {name} --user NAME",
+            field="user",
+        )
     asked = _prove(host, credentials, settings)
     return LoggedIn(name, _keep(name, credentials, settings.environ), asked)
 
