@@ -25,6 +25,7 @@ from homelab_llm.interface.doors import WebDoor
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.testing.daemon import Daemon
 from homelab_llm.testing.models import write_fake_model
+from homelab_llm.testing.waits import until
 
 if TYPE_CHECKING:
     from tests.interface.conftest import Mlxctl
@@ -143,7 +144,9 @@ def test_a_job_is_ordered_over_url_but_not_of_files_of_this_machine(mlxctl: Mlxc
     assert detaching == BY_JOB | {"fuse"}, "an adapter is a file of the machine the command is typed on"
     environ = {"HOMELAB_KEY": mlxctl("key", "create", "boss", "--admin", "--json").json()["key"]}
     over = ("--url", far.url, "--json")
+    assert until(lambda: mlxctl(*over, "ps", environ=environ).code == 0)  # a daemon looks for new keys twice a second
     ordered = mlxctl(*over, "push", "fake", "oci://127.0.0.1:9/a/b:1", "--detach", environ=environ)
+    assert ordered.code == 0, ordered
     job_id = ordered.json()["job"]["job_id"]
     assert [job["job_id"] for job in mlxctl(*over, "jobs", "--all", environ=environ).json()["jobs"]] == [job_id]
     for argv in (["--detach", "file:x.gguf"], ["--detach", "--wanted"], ["hf:org/name"]):

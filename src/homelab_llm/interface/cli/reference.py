@@ -86,7 +86,7 @@ def _text(command: click.Command) -> str:
 
 def _options(command: click.Command, *, shared: bool = False) -> list[str]:
     """The options of a verb; those that every verb takes only with ``shared``."""
-    context = click.Context(command, info_name=command.name)
+    context = click.Context(command, info_name=command.name, **command.context_settings)
     known = {option.name for option in shared_options()}
     chosen = [
         parameter
