@@ -18,7 +18,7 @@ from homelab_llm.core.names import ModelRef
 from homelab_llm.store.model_store import ModelStore
 from homelab_llm.store.oci.client import RegistryClient, open_registry
 from homelab_llm.store.oci.sending import CHUNK_BYTES
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
 from homelab_llm.testing.registries import PASSWORD, USER, Registry
 
 Settings = Callable[..., PullSettings]

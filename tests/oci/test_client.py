@@ -13,7 +13,7 @@ from homelab_llm.core.errors import SourceNotFound, SourceUnavailable
 from homelab_llm.store.manifests import MANIFEST
 from homelab_llm.store.oci import uploads
 from homelab_llm.store.oci.client import RegistryClient, open_registry
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
 from homelab_llm.testing.hub import FakeHub
 from homelab_llm.testing.registries import Registry
 

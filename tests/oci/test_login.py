@@ -19,8 +19,8 @@ from homelab_llm.store.hub_login import is_hub, log_in_to_hub, log_out_of_hub
 from homelab_llm.store.oci.auth import find_credentials, read_auth_file
 from homelab_llm.store.oci.credentials import Credentials
 from homelab_llm.store.oci.login import log_in, log_out
+from homelab_llm.store.settings import PullSettings
 from homelab_llm.store.sources.huggingface import hub_token
-from homelab_llm.store.sources.settings import PullSettings
 from homelab_llm.testing.hub import FakeHub
 from homelab_llm.testing.registries import PASSWORD, USER, Registry
 from homelab_llm.testing.registry_front import TokenAuth

@@ -25,10 +25,10 @@ from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.index import Index
 from homelab_llm.store.layout import MAX_DOCUMENT_BYTES, Layout, read_small, remove_folder
 from homelab_llm.store.manifests import references
-from homelab_llm.store.oci.upload_records import sweep_uploads
 from homelab_llm.store.partials import Partial, finished_digest, partial_key
 from homelab_llm.store.pins import pinned
 from homelab_llm.store.scratch import free_scratch
+from homelab_llm.store.upload_records import sweep_uploads
 from homelab_llm.store.views import BUILDING, GOING, drop_view
 
 _VIEW = re.compile(rf"[0-9a-f]{{64}}({re.escape(BUILDING)}|{re.escape(GOING)})?")

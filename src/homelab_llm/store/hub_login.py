@@ -9,8 +9,8 @@ from homelab_llm.core.atomic import write_atomic
 from homelab_llm.core.errors import InvalidInput, SourceDenied, SourceUnavailable
 from homelab_llm.core.http import HttpClient
 from homelab_llm.core.urls import UrlPolicy, origin_of
+from homelab_llm.store.settings import DEFAULT_HUB, PullSettings
 from homelab_llm.store.sources.huggingface import hub_token_path
-from homelab_llm.store.sources.settings import DEFAULT_HUB, PullSettings
 
 _NAMES = frozenset({"huggingface.co", "hf.co", "www.huggingface.co"})
 

@@ -22,8 +22,8 @@ from homelab_llm.store.file_names import is_weight
 from homelab_llm.store.inspect.model import inspect_model, refuse_code_in
 from homelab_llm.store.layout import free_bytes
 from homelab_llm.store.progress import JobProgress, Progress
+from homelab_llm.store.settings import PullSettings
 from homelab_llm.store.sources.base import PackedModel, RemoteFile, RemoteModel, Source, agreed_facts
-from homelab_llm.store.sources.settings import PullSettings
 from homelab_llm.store.sources.table import open_source
 from homelab_llm.store.transfer.download import Download, key_of
 from homelab_llm.store.transfer.turn import turn

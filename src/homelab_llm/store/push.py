@@ -11,7 +11,7 @@ from homelab_llm.core.names import ModelRef
 from homelab_llm.store.progress import JobProgress, Progress
 from homelab_llm.store.push_report import PushReport
 from homelab_llm.store.references import HubReference, OciReference, parse
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
 
 if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore

@@ -87,7 +87,7 @@ def _usual(folder: Path) -> Path:
 def _create(invocation: Invocation, spec: ModelSpec, ref: ModelRef, path: Path, is_modelfile: bool) -> StoredModel:
     from homelab_llm.ops.conversion.quantized_base import quantized_base
     from homelab_llm.store.build.create import create as build
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
     events = invocation.output.json
     with invocation.output.transfer(f"creating {ref}") as bar:

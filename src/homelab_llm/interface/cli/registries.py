@@ -22,7 +22,7 @@ from homelab_llm.interface.cli.invocation import Invocation, verb
 
 if TYPE_CHECKING:
     from homelab_llm.store.push_report import PushReport
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
 _MAX_SECRET_CHARACTERS = 65_536
 
@@ -144,7 +144,7 @@ def pack(invocation: Invocation, model: str, output: Path) -> None:
 
 
 def _settings(invocation: Invocation) -> PullSettings:
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
     return replace(PullSettings.of(invocation.settings.store), environ=invocation.environ)
 

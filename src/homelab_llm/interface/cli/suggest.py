@@ -14,7 +14,7 @@ def suggest(invocation: Invocation, brief: bool) -> None:
     """Name up to three models that fit this machine's memory, the largest last, with the command that fetches them."""
     from homelab_llm.inference.fleet.budget import measure_budget
     from homelab_llm.store.catalogue import suggest as choose
-    from homelab_llm.store.sources.settings import this_is_apple
+    from homelab_llm.store.settings import this_is_apple
 
     apple = this_is_apple()
     fleet = invocation.settings.fleet

@@ -47,7 +47,7 @@ def _pull(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, 
 
 def _push(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
     from homelab_llm.store.push import push
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
     chosen = PullSettings.of(settings.store)
     return asdict(push(store, parameters["model"], parameters["target"], settings=chosen, progress=tell))
@@ -62,7 +62,7 @@ def _verify(store: ModelStore, parameters: Mapping[str, Any], _settings: Setting
 
 def _repair(store: ModelStore, parameters: Mapping[str, Any], settings: Settings, tell: Tell) -> dict[str, Any]:
     from homelab_llm.store.repair import repair
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
     chosen = PullSettings.of(settings.store)
     return repair(store, parameters["model"], settings=chosen, progress=tell).as_dict()
@@ -73,7 +73,7 @@ def _create(store: ModelStore, parameters: Mapping[str, Any], settings: Settings
     from homelab_llm.store.build.create import create
     from homelab_llm.store.build.modelfile import looks_like_yaml, parse_modelfile
     from homelab_llm.store.build.modelspec import parse_modelspec
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
     content = parameters["spec"].encode()
     is_modelfile = not looks_like_yaml(content)

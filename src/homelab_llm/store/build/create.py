@@ -26,7 +26,7 @@ from homelab_llm.store.progress import JobProgress, Progress
 
 if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
 FAILPOINTS = ("create.base", "create.adapter", "create.licence", "create.checked", "create.added")
 """Every failpoint of a create; those of the store and of a pull are passed as well."""

@@ -30,7 +30,7 @@ from homelab_llm.store.oci.tokens import Tokens
 
 if TYPE_CHECKING:
     from homelab_llm.store.oci.credentials import Credentials
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"

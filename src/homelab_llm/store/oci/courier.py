@@ -25,8 +25,8 @@ from homelab_llm.store.layout import Layout
 from homelab_llm.store.oci.client import RegistryClient, open_registry
 from homelab_llm.store.oci.credentials import Credentials
 from homelab_llm.store.oci.sending import Blob, Sender, Watch
-from homelab_llm.store.oci.upload_records import UploadRecord
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
+from homelab_llm.store.upload_records import UploadRecord
 
 Event = Mapping[str, Any]
 

@@ -24,7 +24,7 @@ from homelab_llm.store.oci.helpers import erase_by, helper_for, store_by
 from homelab_llm.store.oci.hosts import registry_host
 from homelab_llm.store.oci.replies import refusal
 from homelab_llm.store.oci.tokens import basic
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
 
 _TOKEN_USER = "<token>"  # noqa: S105 — as docker writes it beside an identity token
 

@@ -24,11 +24,11 @@ from homelab_llm.store.oci import uploads
 from homelab_llm.store.oci.client import RegistryClient, open_registry
 from homelab_llm.store.oci.courier import Courier, errand_of
 from homelab_llm.store.oci.sending import Blob, Sender, Watch
-from homelab_llm.store.oci.upload_records import places, remember_places
 from homelab_llm.store.progress import Progress
 from homelab_llm.store.push_report import PushReport
 from homelab_llm.store.references import OciReference, parse
-from homelab_llm.store.sources.settings import PullSettings
+from homelab_llm.store.settings import PullSettings
+from homelab_llm.store.upload_records import places, remember_places
 
 if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore

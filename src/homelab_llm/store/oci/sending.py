@@ -26,7 +26,7 @@ from homelab_llm.core.errors import (
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.oci import uploads
 from homelab_llm.store.oci.client import RegistryClient
-from homelab_llm.store.oci.upload_records import UploadRecord, UploadState
+from homelab_llm.store.upload_records import UploadRecord, UploadState
 
 CHUNK_BYTES = 8 << 20
 """What at most is sent again after an accident; the reference registry keeps an upload only between chunks."""

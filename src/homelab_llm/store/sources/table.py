@@ -22,6 +22,7 @@ from homelab_llm.store.references import (
     Reference,
     parse,
 )
+from homelab_llm.store.settings import DEFAULT_HUB, DEFAULT_OLLAMA, PullSettings
 from homelab_llm.store.sources.base import Source
 from homelab_llm.store.sources.files import FileSource
 from homelab_llm.store.sources.https import HttpsSource
@@ -29,7 +30,6 @@ from homelab_llm.store.sources.huggingface import HuggingFaceSource, hub_token
 from homelab_llm.store.sources.oci import RegistrySource
 from homelab_llm.store.sources.packages import PackageSource
 from homelab_llm.store.sources.pip import Pip
-from homelab_llm.store.sources.settings import DEFAULT_HUB, DEFAULT_OLLAMA, PullSettings
 from homelab_llm.store.sources.xet import xet_available
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from homelab_llm.store.transfer.task import Task
 
 if TYPE_CHECKING:
     from homelab_llm.store.model_store import ModelStore
-    from homelab_llm.store.sources.settings import PullSettings
+    from homelab_llm.store.settings import PullSettings
 
 _LOOK_S = 0.1
 _HASHED_AT_ONCE_BYTES = 1 << 20
