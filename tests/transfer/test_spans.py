@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from homelab_llm.store.blocks import BLOCK_BYTES
 from homelab_llm.store.transfer.spans import (
+    BEHIND_BYTES,
     ENOUGH_BYTES_PER_S,
     LARGEST_BYTES,
     SMALLEST_BYTES,
@@ -91,3 +92,11 @@ def test_where_the_line_is_faster_than_disk_and_hash_further_connections_stay_aw
     assert spans.claim(0, connections=8, speed=ENOUGH_BYTES_PER_S / 2) is not None
     assert spans.claim(0, connections=8, speed=ENOUGH_BYTES_PER_S / 2) is not None
     assert spans.claim(0, connections=8, speed=ENOUGH_BYTES_PER_S / 2) is None
+
+
+def test_while_the_hash_is_behind_one_connection_is_enough() -> None:
+    spans = Spans([(BEHIND_BYTES * 4, 10**10)])
+    behind = {"frontier": BEHIND_BYTES * 4, "hashed": BEHIND_BYTES}
+    assert spans.claim(0, connections=8, **behind) is not None
+    assert spans.claim(0, connections=8, **behind) is None
+    assert spans.claim(0, connections=8, frontier=BEHIND_BYTES * 4, hashed=BEHIND_BYTES * 4) is not None

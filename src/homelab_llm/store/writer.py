@@ -102,6 +102,11 @@ class BlobWriter:
         assert self._part is not None, "opened, and not complete"  # noqa: S101
         return self._part
 
+    @property
+    def hashed_bytes(self) -> int:
+        """How far the hash is."""
+        return self._hashed_bytes
+
     def find(self, digest: Digest, size_bytes: int) -> None:
         """The blob turned out to be there, and is held."""
         self._digest, self.offset = digest, size_bytes

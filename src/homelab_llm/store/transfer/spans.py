@@ -20,6 +20,9 @@ WINDOW_BYTES = 1 << 30
 ENOUGH_BYTES_PER_S = 600e6
 """As fast as disks write and hashes follow: where the connections make that, a further one only takes their time."""
 
+BEHIND_BYTES = 16 << 20
+"""So much waits for the hash: then, too."""
+
 _LASTS_S = 3.0
 _WORTH_S = 4.0
 _FAR_SLOWER = 4.0
@@ -62,14 +65,17 @@ class Spans:
         """Whether nothing is missing and nobody is at it."""
         return not self._gaps and not self.active
 
-    def claim(self, now_s: float, *, connections: int, speed: float = 0.0, frontier: int = 0) -> Span | None:
+    def claim(
+        self, now_s: float, *, connections: int, speed: float = 0.0, frontier: int = 0, hashed: int | None = None
+    ) -> Span | None:
         """The next span for a connection that made ``speed`` bytes per second so far (0: not known); None: none now.
 
         Args:
             connections: how many there are at most.
-            frontier: how far the hash can go.
+            frontier: how far the hash can go, ``hashed``: how far it is (None: does not matter).
         """
-        if self.active and sum(span.expected for span in self.active) >= ENOUGH_BYTES_PER_S:
+        enough = sum(span.expected for span in self.active) >= ENOUGH_BYTES_PER_S
+        if self.active and (enough or (hashed is not None and frontier - hashed > BEHIND_BYTES)):
             return None
         if not self._gaps:
             return self._take_over(now_s, speed)

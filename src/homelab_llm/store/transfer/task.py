@@ -71,7 +71,8 @@ class Task:
             return None if self.spans.active else self.spans.claim_all(part.frontier, now_s)
         if len(self.spans.active) >= (self.width if self.in_parts else 1):
             return None
-        return self.spans.claim(now_s, connections=connections, speed=speed, frontier=part.frontier)
+        hashed = self.writer.hashed_bytes
+        return self.spans.claim(now_s, connections=connections, speed=speed, frontier=part.frontier, hashed=hashed)
 
     def accept(self, span: Span, opened: Opened, now_s: float) -> Span | None:
         """Judge a reply that ``span`` asked for; the span that its bytes go into, None when they are of no use.
