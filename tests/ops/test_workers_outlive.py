@@ -102,7 +102,8 @@ async def test_a_stream_goes_on_in_the_old_daemon_and_counts_in_the_newest(start
     daemon = start()
     row = worker(daemon)
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
-    content = json.dumps(asked("fake: tokens=120 rate=40", stream=True))
+    tokens = 160 * restarts  # four seconds for each restart
+    content = json.dumps(asked(f"fake: tokens={tokens} rate=40", stream=True))
     connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
     reply = connection.getresponse()
     assert reply.readline().startswith(b"data: ")
@@ -113,7 +114,7 @@ async def test_a_stream_goes_on_in_the_old_daemon_and_counts_in_the_newest(start
     rest = reply.read()
     reply.close()
     assert rest.endswith(b"data: [DONE]\n\n")
-    assert b"tok119" in rest
+    assert f"tok{tokens - 1}".encode() in rest
     await eventually(lambda: worker(daemon)["leases"] == 0)
     connection.close()
 

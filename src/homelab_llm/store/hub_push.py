@@ -167,6 +167,7 @@ def _library(endpoint: str, token: str) -> tuple[Any, Any]:
 def _translated(meter: _Meter) -> Iterator[None]:
     """The library's errors as ours; what ``progress`` raised comes out as it was."""
     import httpx2
+    from huggingface_hub import close_session
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -180,6 +181,8 @@ def _translated(meter: _Meter) -> Iterator[None]:
             f"the hub did not take the push: {type(error).__name__}: {str(error)[:160]}",
             hint="run the same command again; files that arrived are not sent again",
         ) from error
+    finally:
+        close_session()  # the library keeps its connections for the life of the process
 
 
 def _refusal(response: Any) -> HomelabError:
