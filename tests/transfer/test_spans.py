@@ -94,9 +94,9 @@ def test_where_the_line_is_faster_than_disk_and_hash_further_connections_stay_aw
     assert spans.claim(0, connections=8, speed=ENOUGH_BYTES_PER_S / 2) is None
 
 
-def test_while_the_hash_is_behind_one_connection_is_enough() -> None:
-    spans = Spans([(BEHIND_BYTES * 4, 10**10)])
-    behind = {"frontier": BEHIND_BYTES * 4, "hashed": BEHIND_BYTES}
-    assert spans.claim(0, connections=8, **behind) is not None
-    assert spans.claim(0, connections=8, **behind) is None
-    assert spans.claim(0, connections=8, frontier=BEHIND_BYTES * 4, hashed=BEHIND_BYTES * 4) is not None
+def test_while_the_hash_is_behind_fewer_connections_are_enough() -> None:
+    spans, at = Spans([(BEHIND_BYTES * 4, 10**10)]), BEHIND_BYTES * 4
+    pace = ENOUGH_BYTES_PER_S / 2
+    assert spans.claim(0, connections=8, speed=pace, frontier=at, hashed=BEHIND_BYTES) is not None
+    assert spans.claim(0, connections=8, speed=pace, frontier=at, hashed=BEHIND_BYTES) is None
+    assert spans.claim(0, connections=8, speed=pace, frontier=at, hashed=at) is not None

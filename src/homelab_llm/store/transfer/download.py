@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from homelab_llm.store.settings import PullSettings
 
 _LOOK_S = 0.1
-_HASHED_AT_ONCE_BYTES = 1 << 20
+_HASHED_AT_ONCE_BYTES = 4 << 20
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ ENOUGH_BYTES_PER_S = 600e6
 """As fast as disks write and hashes follow: where the connections make that, a further one only takes their time."""
 
 BEHIND_BYTES = 16 << 20
-"""So much waits for the hash: then, too."""
+"""Where so much waits for the hash, half of that is enough."""
 
 _LASTS_S = 3.0
 _WORTH_S = 4.0
@@ -74,8 +74,9 @@ class Spans:
             connections: how many there are at most.
             frontier: how far the hash can go, ``hashed``: how far it is (None: does not matter).
         """
-        enough = sum(span.expected for span in self.active) >= ENOUGH_BYTES_PER_S
-        if self.active and (enough or (hashed is not None and frontier - hashed > BEHIND_BYTES)):
+        behind = hashed is not None and frontier - hashed > BEHIND_BYTES
+        enough = ENOUGH_BYTES_PER_S / 2 if behind else ENOUGH_BYTES_PER_S
+        if self.active and sum(span.expected for span in self.active) >= enough:
             return None
         if not self._gaps:
             return self._take_over(now_s, speed)
