@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.figures import BUILD, Figure, spread
-from bench.rig import LITELLM, ROOT
+from bench.rig import ROOT
 from homelab_llm.testing.file_server import FILE, REFERENCE, REPO, serving
 from homelab_llm.testing.models import write_fake_model
 
@@ -110,6 +110,7 @@ def _on_disk(url: str, file: Path) -> Iterator[Figure]:
         f"dd conv=fsync {SIZE_BYTES / 1e6 / dd:.0f} MB/s, this pull in memory {SIZE_BYTES / 1e6 / memory:.0f} MB/s"
     )
     yield Figure("pull.disk", SIZE_BYTES / 1e6 / ours, "MB/s", "", against, f"s: {spread(walls['ours'])}")
+    yield Figure("pull.against_plain_dd", dd / ours, "x", "", f"dd conv=fsync {SIZE_BYTES / 1e6 / dd:.0f} MB/s")
     # A disk that takes more than network, copy and SHA-256 bring on these cores is not what bounds a pull.
     yield Figure("pull.against_dd", max(dd, memory) / ours, "x", ">= 0.9", f"the slower of {against}")
 
@@ -146,8 +147,7 @@ def _pulled(url: str, where: Path | None, *, connections: int = 8, hashing: str 
 def _hub_download(url: str) -> float:
     with tempfile.TemporaryDirectory(prefix="hl-hub-", dir=_MEMORY) as folder:
         environ = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": folder}
-        python = LITELLM.parent / "python"
-        return _run([str(python), "-c", HUB_DOWNLOAD, url, f"{folder}/cache"], environ)[0]
+        return _run([sys.executable, "-c", HUB_DOWNLOAD, url, f"{folder}/cache"], environ)[0]
 
 
 def _curl(url: str) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from homelab_llm.core.failpoints import failpoint
 from homelab_llm.store.blocks import ENTRY_BYTES, Blocks
@@ -14,6 +16,7 @@ from homelab_llm.store.partials import Partial
 CHECKPOINT_BYTES = 64 << 20
 """A power cut costs at most so much of each file (a kill: what was on its way)."""
 
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; Python names it from 3.12 on
 _NOFOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -115,6 +118,27 @@ class PartFile:
             self._unsynced_bytes += count
             if self._map >= 0:
                 os.pwrite(self._map, self._blocks.encode(changed), changed.start * ENTRY_BYTES)
+
+    @contextlib.contextmanager
+    def look(self, offset: int, count: int) -> Iterator[memoryview | None]:
+        """The bytes that are there, where they lie in the memory of the system; None where that cannot be had.
+
+        The pages are made present first, so a disk that fails is None here and not a signal.
+        """
+        first = offset - offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            mapped = mmap.mmap(self._handle, offset + count - first, prot=mmap.PROT_READ, offset=first)
+        except (OSError, ValueError):
+            yield None
+            return
+        with mapped:
+            try:
+                mapped.madvise(_POPULATE_READ)
+            except (OSError, ValueError):  # before Linux 5.14, and elsewhere
+                yield None
+                return
+            with memoryview(mapped) as whole, whole[offset - first :] as view:
+                yield view
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read what is there; the count. Not after ``close``."""

@@ -23,7 +23,7 @@ from homelab_llm.store.part_file import CHECKPOINT_BYTES, PartFile
 from homelab_llm.store.partials import Partial, PartialRecord
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP}
-_READ_AGAIN_BYTES = 4 << 20  # each piece costs a turn of the interpreter's lock
+_AT_ONCE_BYTES = 4 << 20  # each piece costs a turn of the interpreter's lock
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -174,19 +174,27 @@ class BlobWriter:
     def follow(self, at_least_bytes: int = 1) -> int:
         """Hash the next of the bytes that are there without a gap, if there are so many; how many it were.
 
-        They are read again from the memory of the system, where they have just been written to.
+        They are hashed where they lie in the memory of the system, to which they have just been written.
         """
-        if not self._buffer:
-            self._buffer = bytearray(_READ_AGAIN_BYTES)
         with self._hashing:
             there = 0 if self._closed else self.part.frontier - self._hashed_bytes
             if there < at_least_bytes or there <= 0:
                 return 0
-            view = memoryview(self._buffer)[: min(there, _READ_AGAIN_BYTES)]
-            count = self.part.read_into(self._hashed_bytes, view)
-            self._update(view[:count])
+            count = min(there, _AT_ONCE_BYTES)
+            with self.part.look(self._hashed_bytes, count) as view:
+                if view is None:
+                    count = self._read_again(count)
+                else:
+                    self._update(view)
             self.offset = max(self.offset, self._hashed_bytes)
             return count
+
+    def _read_again(self, count: int) -> int:
+        self._buffer = self._buffer or bytearray(_AT_ONCE_BYTES)
+        view = memoryview(self._buffer)[:count]
+        count = self.part.read_into(self._hashed_bytes, view)
+        self._update(view[:count])
+        return count
 
     def restart(self, validator: str | None = None) -> None:
         """Throw all bytes away and begin at 0, under a new inode; for a source that cannot continue.
