@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from homelab_llm.core.digests import Digest
@@ -148,6 +148,7 @@ TEXTS = st.one_of(st.lists(PIECES, max_size=9).map("".join), st.text(max_size=60
 
 
 @settings(max_examples=600)
+@example("ollama.com/hf.co/org")
 @given(TEXTS)
 def test_what_is_read_is_written_to_the_same_reference(text: str) -> None:
     reference = _read(text)

@@ -185,3 +185,11 @@ def test_a_store_that_lost_marker_and_index_is_not_taken_for_a_new_one(store: Mo
         with pytest.raises(StoreDamaged):
             use()
     assert all(path.exists() for path in model.files.values())
+
+
+def test_a_rehearsal_names_what_then_goes_also_where_a_replaced_model_has_a_view(store: ModelStore, add: Add) -> None:
+    store.view(add(store, "c:latest", {"model.gguf": b""}))
+    add(store, "c:latest", {"model.gguf": b"", "config.json": b"{}"})
+    rehearsed = store.prune(dry=True)
+    assert rehearsed.items
+    assert store.prune().items == rehearsed.items

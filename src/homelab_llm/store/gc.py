@@ -85,6 +85,7 @@ class Sweep:
     dry: bool = False
     items: list[PruneItem] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
 
     def file(self, kind: ItemKind, path: Path, name: str = "") -> None:
         """Remove a file; the disk gets its bytes back unless others link to it."""
@@ -104,6 +105,7 @@ class Sweep:
 
     def view(self, place: Path) -> None:
         """Remove a view that may be in use; so that it is whole or absent at every moment."""
+        self.dropped.add(place.name)
         if not self.dry:
             drop_view(place)
 
@@ -205,7 +207,7 @@ def free_leftovers(layout: Layout, index: Index, sweep: Sweep) -> None:
         sweep.file("leftover", path)
     wanted = {entry.digest.hex for entry in index.entries if entry.digest}
     for path in layout.views.iterdir() if layout.views.is_dir() else ():
-        if path.name not in wanted and _VIEW.fullmatch(path.name):
+        if path.name not in wanted | sweep.dropped and _VIEW.fullmatch(path.name):
             failpoint("store.prune.leftover")
             sweep.folder(path)
 

@@ -29,7 +29,10 @@ def canonical_text(text: str) -> str:
             inner = _of_host(rest) if prefix == "ollama:" and _host(rest) in _HUBS else None
             return inner or (scheme + rest if scheme and _BARE_HOST.fullmatch(_host(rest)) else text)
     rest = web["rest"] if web else text
-    return _of_host(rest) or (_of_registry(text) if not web else None) or text
+    found = _of_host(rest) or (_of_registry(text) if not web else None) or text
+    if found.startswith("ollama:") and found != text and _host(found[len("ollama:") :]) in _HUBS:
+        return canonical_text(found)  # ollama.com/hf.co/org/name
+    return found
 
 
 def _host(rest: str) -> str:
