@@ -196,8 +196,9 @@ def test_a_name_that_is_not_there_or_cannot_be_a_target_is_refused(
     add(store, "here:1", FILES)
     with pytest.raises(ModelNotFound):
         push(store, "absent:1", "oci://127.0.0.1:1/x:1", settings=settings())
+    with pytest.raises(SourceDenied):
+        push(store, "here:1", "hf:org/name", settings=settings())
     for target in (
-        "hf:org/name",
         "ollama:name",
         "https://host/x.gguf",
         f"oci://h/n@{Digest.of(b'x')}",
