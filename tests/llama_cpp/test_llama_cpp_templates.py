@@ -10,8 +10,8 @@ import pytest
 
 from homelab_llm.core.chat_template import ChatTemplate
 from homelab_llm.core.errors import InvalidInput
-from homelab_llm.store.templates import translate
 from homelab_llm.store.templates.catalogue import ENTRIES
+from homelab_llm.store.templates.go_template import translate
 
 OLLAMA = Path(__file__).parents[1] / "templates" / "ollama"
 TOOLS = [

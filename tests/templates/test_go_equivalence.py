@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab_llm.core.chat_template import ChatTemplate
-from homelab_llm.store.templates import translate
+from homelab_llm.store.templates.go_template import translate
 
 HERE = Path(__file__).parent / "ollama"
 NAMES = sorted(path.stem for path in HERE.glob("*.gotmpl"))

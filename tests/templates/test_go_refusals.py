@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homelab_llm.core.errors import InvalidTemplate
-from homelab_llm.store.templates import translate
+from homelab_llm.store.templates.go_template import translate
 
 pytestmark = pytest.mark.requirement("R-M8")
 

@@ -116,7 +116,7 @@ def check_(invocation: Invocation, name: str, messages: Path | None) -> None:
 @click.argument("file", type=click.Path())
 def translate_(invocation: Invocation, file: str) -> None:
     """Print Ollama's template in FILE (Go's text/template; `-` is standard input) as a Jinja chat template."""
-    from homelab_llm.store.templates import translate
+    from homelab_llm.store.templates.go_template import translate
 
     text = translate(_read(file))
     invocation.output.result({"file": file, "template": text}, text)
@@ -195,7 +195,7 @@ def _of_file(name: str) -> _Found | None:
         return None
     text = _read(name)
     if name.endswith(".gotmpl"):
-        from homelab_llm.store.templates import translate
+        from homelab_llm.store.templates.go_template import translate
 
         return _Found(translate(text), "file", f"{name}, translated")
     return _Found(text, "file", name)

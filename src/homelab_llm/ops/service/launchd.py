@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import plistlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def render_agent(spec: ServiceSpec) -> bytes:
 
     Workers outlive the daemon (``AbandonProcessGroup``), so that the next one adopts them.
     """
+    import plistlib  # an XML parser, which a daemon that only asks where the file is does not need
+
     return plistlib.dumps(
         {
             "Label": LABEL,

@@ -44,7 +44,7 @@ def template_of(text: str, read: Callable[[str], str]) -> TemplateText:
             return TemplateText(_of_catalogue(name))
         text = read(name)
     if is_go(text):
-        from homelab_llm.store.templates import translate
+        from homelab_llm.store.templates.go_template import translate
 
         return TemplateText(_checked(translate(text)), text)
     if "{{" not in text and "{%" not in text:
